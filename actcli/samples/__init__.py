@@ -1,0 +1,1 @@
+"""Samples: where the inputs of a model come from, and which of them are used."""

@@ -1,0 +1,62 @@
+"""2048 boards as samples: chosen rows of a steps folder.
+
+Tensor legend: B rows, T cells.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actcli.samples.source import SampleBatch
+from actcli.samples.steps import N_CELLS, StepsData, Survey
+from actcli.store.header import TensorInfo
+
+
+class BoardSamples:
+    """The boards at the chosen rows; a dump keeps them and their row numbers."""
+
+    def __init__(self, steps: StepsData, indices: NDArray[np.int64]) -> None:
+        self.steps, self.indices = steps, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Largest tile and hash of the chosen boards, from one look through them."""
+        return self.steps.survey(self.indices)
+
+    @property
+    def n_tokens(self) -> int:
+        """One token a cell."""
+        return N_CELLS
+
+    @property
+    def largest_token(self) -> int:
+        """The largest exponent on a chosen board."""
+        return self.survey.largest_tile
+
+    @property
+    def stored(self) -> Mapping[str, TensorInfo]:
+        """`indices` (N,) int64 and `boards` (N, 16) uint8."""
+        return {
+            "indices": TensorInfo("I64", (len(self),)),
+            "boards": TensorInfo("U8", (len(self), N_CELLS)),
+        }
+
+    def batch(self, start: int, stop: int) -> SampleBatch:
+        """Boards as tokens (B, 16) for the model, and as uint8 for the dump."""
+        indices_B = self.indices[start:stop]
+        boards_BT = self.steps.boards(indices_B)
+        return SampleBatch(
+            start,
+            inputs={"tokens": boards_BT.astype(np.int64)},
+            stored={"indices": indices_B, "boards": boards_BT},
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """The folder, its files, and a hash of the chosen boards in their order."""
+        return self.steps.fingerprint() | {"chosen_boards_sha256": self.survey.sha256}
