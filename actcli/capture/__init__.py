@@ -1,0 +1,1 @@
+"""Capture: the one engine that reads activations out of a running model."""

@@ -1,0 +1,80 @@
+"""Whether a dump was made from a model: asked before anything is recomputed from the two.
+
+1. The fingerprint in the dump's manifest is that of the model's weights, where there is one.
+2. The shapes agree.
+3. One board of the dump, run through the model, gives what the dump holds of it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actcli.capture.plan import make_plan
+from actcli.capture.verify import plain_values
+from actcli.errors import DumpError
+from actcli.models.adapter import ModelAdapter
+from actcli.samples.boards import GivenBoards
+from actcli.store.reader import Dump
+from actcli.store.values import as_float32
+
+_COMPARED = ("attn_norm", "layer_outputs")
+_TOLERANCE = {"F32": 1e-3, "F16": 1e-2, "BF16": 5e-2}
+"""Largest difference, relative to the largest value: rounding of the storage dtype, and room for
+another machine's order of additions."""
+
+
+def check_belongs(
+    dump: Dump, adapter: ModelAdapter, *, boards: NDArray[np.uint8], row: int
+) -> None:
+    """Refuse a dump that was not made from this model.
+
+    Args:
+        dump: has `attn_norm` and boards.
+        adapter: the model.
+        boards: (1, T), the board at `row`.
+        row: the row of the dump that is compared.
+
+    Raises:
+        DumpError: fingerprint, shapes or values differ.
+    """
+    name = adapter.files.source.init
+    recorded = dump.manifest.get("model", {}).get("sha256")
+    if recorded is not None and recorded != adapter.files.fingerprint().get("sha256"):
+        raise DumpError(
+            f"{dump.path} was made from other weights than those of {name} (their sha256 differ); "
+            f"give the right model with --init"
+        )
+    layers = _layers(dump, adapter, name)
+    keys = [key for key in _COMPARED if key in dump.header.tensors]
+    samples = GivenBoards(boards)
+    plan = make_plan(adapter, samples, keys, layers=layers, positions=None, dtype=torch.float32)
+    found = plain_values(adapter, plan, samples, 0)
+    for key in keys:
+        tensor = dump.tensor(key)
+        stored = as_float32(tensor.read_rows(row, row + 1), tensor.dtype)[0]
+        _compare(dump, name, key, stored, found[key].numpy(), _TOLERANCE.get(tensor.dtype, 5e-2))
+
+
+def _layers(dump: Dump, adapter: ModelAdapter, name: str) -> list[int]:
+    _n, n_layers, _tokens, hidden = dump.check_key("attn_norm").shape
+    layers = dump.manifest.get("layers", [*range(adapter.n_layers)])
+    if hidden != adapter.d_model or n_layers != len(layers) or max(layers) >= adapter.n_layers:
+        raise DumpError(
+            f"{dump.path} holds {n_layers} layers of {hidden} dimensions, the model {name} has "
+            f"{adapter.n_layers} of {adapter.d_model}; give the right model with --init"
+        )
+    return list(layers)
+
+
+def _compare(
+    dump: Dump, name: str, key: str, stored: NDArray[Any], found: NDArray[Any], tolerance: float
+) -> None:
+    scale = max(1.0, float(np.abs(found).max()))
+    difference = float(np.abs(stored - found).max())
+    if not difference <= tolerance * scale:
+        raise DumpError(
+            f"{dump.path} does not belong to {name}: {key} of one of its boards differs by up to "
+            f"{difference:.3g}; give the right model with --init"
+        )
