@@ -1,0 +1,1 @@
+"""The subcommands: each file holds one, its options and a function of a few lines."""

@@ -1,0 +1,1 @@
+"""Reports out: tables, pictures and files."""
