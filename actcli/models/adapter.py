@@ -86,6 +86,13 @@ class ModelAdapter(ABC):
         """Choose the computation that shows these sites (such as unfused attention)."""
 
     @abstractmethod
+    def attention(self, layer: int, attn_input_BTH: Tensor) -> Tensor:
+        """Attention weights (B, A, T, S) of one layer for what its attention reads (`attn_norm`).
+
+        The model's own computation; a row sums to 1 minus the mass that its sink took.
+        """
+
+    @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> None:
         """Run the body and the heads on one batch; what is of interest is read by hooks."""
 

@@ -297,6 +297,12 @@ class BoardEncoder(ModelAdapter):
         for attention in self._attentions():
             attention.explicit = explicit
 
+    def attention(self, layer: int, attn_input_BTH: Tensor) -> Tensor:
+        """Attention weights (B, A, T, S) of one block, heads in the order of the forward pass."""
+        attention = self._attentions()[layer]
+        q_BATD, k_BKTD, _v = attention.project(attn_input_BTH)
+        return attention.pattern(q_BATD, attention.for_each_query_head(k_BKTD))
+
     def forward(self, inputs: Mapping[str, Tensor]) -> None:
         """Run on `tokens` (B, T), integers below the vocabulary size."""
         self.net(inputs["tokens"])
