@@ -98,7 +98,12 @@ SITES: tuple[Site, ...] = (
         "Scaled scores q·k/√D before softmax.",
         "blocks.{l}.attn.hook_attn_scores",
     ),
-    Site("embeddings", _NTH, "Residual stream that enters the first block.", "blocks.0.hook_resid_pre"),
+    Site(
+        "embeddings",
+        _NTH,
+        "Residual stream that enters the first block.",
+        "blocks.0.hook_resid_pre",
+    ),
     Site(
         "attn_out",
         _NLTH,

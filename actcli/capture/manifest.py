@@ -70,7 +70,7 @@ def describe_results(recording: Recording, verification: Verification | None) ->
 
 
 def dump_metadata(
-    adapter: ModelAdapter, manifest: Mapping[str, Any], *, n_samples: int, outputs: tuple[str, ...]
+    adapter: ModelAdapter, manifest: Mapping[str, Any], *, n_samples: int
 ) -> dict[str, str]:
     """All metadata of a dump, as the strings that safetensors stores."""
     config = manifest["config"]
@@ -80,7 +80,7 @@ def dump_metadata(
         "n_samples": str(n_samples),
         "seed": str(config["seed"]),
         "dtype": config["dtype"],
-        "outputs": ",".join(sorted(outputs)),
+        "outputs": ",".join(sorted(config["outputs"])),
         "manifest": json.dumps(manifest),
     }
 

@@ -1,8 +1,5 @@
 """`dump`: capture activations of a model into a file."""
 
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -16,13 +13,9 @@ from actcli.terminal.console import Output
 from actcli.terminal.fields import Cli, CommaSeparated, IntRanges
 
 if TYPE_CHECKING:
-    from actcli.capture.plan import CapturePlan
-    from actcli.capture.record import Recording
-    from actcli.capture.verify import Verification
-    from actcli.models.adapter import ModelAdapter
-    from actcli.reports.dump import DumpReport, PlanReport, TensorReport
+    from actcli.capture.dumping import DumpRun
+    from actcli.reports.dump import DumpReport
     from actcli.samples.boards import BoardSamples
-    from actcli.store.header import TensorInfo
 
 _FORMATS = (".safetensors", ".pt", ".npz")
 _CAPTURE = "What to capture"
@@ -125,14 +118,26 @@ def dump(config: DumpConfig) -> None:
 
     With no options it captures the built-in model on built-in boards.
     """
+    from actcli.capture.dumping import plan_report, run_without_writing, write_dump
     from actcli.render.dump import dump_tables, plan_tables
 
     output = Output.of(config)
     run = _prepare(config, output)
     if config.dry_run:
-        output.print_report(_plan_report(config, run), plan_tables)
+        output.print_report(plan_report(run, config.output), plan_tables)
         return
-    report = _write_dump(config, run, output) if config.write else _discard(config, run, output)
+    with output.progress(len(run.samples), "capturing") as advance:
+        if config.write:
+            report = write_dump(
+                run,
+                config.output,
+                config=config.model_dump(mode="json"),
+                n_verified=config.verify,
+                advance=advance,
+                force=config.force,
+            )
+        else:
+            report = run_without_writing(run, advance=advance)
     _warn_of_non_finite(report, output)
     output.print_report(report, dump_tables)
     if report.verification is not None and not report.verification.agrees:
@@ -142,24 +147,10 @@ def dump(config: DumpConfig) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A model, its samples and a plan that fit together."""
-
-    adapter: "ModelAdapter"
-    samples: "BoardSamples"
-    plan: "CapturePlan"
-    device: str
-    tensors: "dict[str, TensorInfo]"
-    batch_size: int
-
-
-def _prepare(config: DumpConfig, output: Output) -> _Run:
+def _prepare(config: DumpConfig, output: Output) -> "DumpRun":
     """Load and check everything before work starts."""
     from actcli.capture.device import find_device
-    from actcli.capture.manifest import device_name
-    from actcli.capture.plan import DTYPES, make_plan
-    from actcli.capture.record import dump_tensors
+    from actcli.capture.dumping import prepare
     from actcli.models import load_model
     from actcli.store.writer import check_target
 
@@ -169,21 +160,16 @@ def _prepare(config: DumpConfig, output: Output) -> _Run:
     samples = _open_samples(config, output)
     if builtin.is_builtin(config.init):
         output.note(f"using the built-in model {config.init}; --init takes your own")
-    adapter = load_model(config.init, device=str(device), weights=not config.dry_run)
-    adapter.check_tokens(n_tokens=samples.n_tokens, largest_token=samples.largest_token)
-    n_layers, n_tokens = adapter.n_layers, samples.n_tokens
-    layers = config.layers.resolve(n_layers) if config.layers else tuple(range(n_layers))
-    positions = config.positions.resolve(n_tokens, name="position") if config.positions else None
-    plan = make_plan(
-        adapter,
+    return prepare(
+        load_model(config.init, device=str(device), weights=not config.dry_run),
         samples,
-        config.outputs,
-        layers=sorted(layers),
-        positions=positions,
-        dtype=DTYPES[config.dtype],
+        outputs=config.outputs,
+        layers=config.layers,
+        positions=config.positions,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        device=device,
     )
-    tensors, batch_size = dump_tensors(plan, samples), min(config.batch_size, len(samples))
-    return _Run(adapter, samples, plan, device_name(device), tensors, batch_size)
 
 
 def _open_samples(config: DumpConfig, output: Output) -> "BoardSamples":
@@ -199,126 +185,8 @@ def _open_samples(config: DumpConfig, output: Output) -> "BoardSamples":
             f"{config.n_samples} samples were asked for and the data set has {len(steps)} rows: "
             f"drawing with replacement"
         )
-    return BoardSamples(
-        steps, draw_indices(len(steps), n_samples=config.n_samples, seed=config.seed)
-    )
-
-
-def _write_dump(config: DumpConfig, run: _Run, output: Output) -> "DumpReport":
-    from actcli.capture.manifest import describe_results, describe_run, dump_metadata
-    from actcli.capture.verify import verify
-    from actcli.store.writer import DumpWriter
-
-    manifest = describe_run(config.model_dump(mode="json"), run.adapter, run.plan, run.samples)
-    n = len(run.samples)
-    metadata = dump_metadata(run.adapter, manifest, n_samples=n, outputs=config.outputs)
-    with DumpWriter(config.output, run.tensors, metadata=metadata, force=config.force) as writer:
-        recording = _record(run, writer.write_rows, output)
-        verification = config.verify and verify(
-            run.adapter,
-            run.plan,
-            run.samples,
-            writer,
-            n_samples=config.verify,
-            seed=config.seed,
-        )
-        results = describe_results(recording, verification or None)
-        writer.commit(
-            dump_metadata(run.adapter, manifest | results, n_samples=n, outputs=config.outputs)
-        )
-    return _dump_report(run, recording, verification or None, config.output)
-
-
-def _discard(config: DumpConfig, run: _Run, output: Output) -> "DumpReport":
-    del config
-    return _dump_report(run, _record(run, _forget, output), None, None)
-
-
-def _forget(_key: str, _start: int, _rows: memoryview) -> None:
-    """Take rows and write nothing."""
-
-
-def _record(
-    run: _Run, write_rows: Callable[[str, int, memoryview], None], output: Output
-) -> "Recording":
-    from actcli.capture.engine import CaptureEngine
-    from actcli.capture.record import record
-
-    engine = CaptureEngine(run.adapter, run.plan, batch_size=run.batch_size)
-    with output.progress(len(run.samples), "capturing") as advance:
-        return record(
-            engine,
-            run.plan,
-            run.samples,
-            write_rows,
-            batch_size=run.batch_size,
-            advance=advance,
-        )
-
-
-def _dump_report(
-    run: _Run,
-    recording: "Recording",
-    verification: "Verification | None",
-    path: Path | None,
-) -> "DumpReport":
-    from actcli.reports.dump import DumpReport, VerificationReport
-
-    rate = recording.n_samples / max(recording.elapsed_s, 1e-9)
-    return DumpReport(
-        output=None if path is None else str(path),
-        file_bytes=0 if path is None else path.stat().st_size,
-        device=run.device,
-        n_samples=recording.n_samples,
-        n_batches=recording.n_batches,
-        elapsed_s=recording.elapsed_s,
-        samples_per_s=rate,
-        tokens_per_s=rate * run.samples.n_tokens,
-        tensors=_tensor_reports(run),
-        non_finite=dict(recording.non_finite),
-        verification=verification
-        and VerificationReport(
-            samples=verification.samples,
-            max_abs_difference=dict(verification.max_abs_difference),
-            agrees=verification.agrees,
-        ),
-    )
-
-
-def _plan_report(config: DumpConfig, run: _Run) -> "PlanReport":
-    from actcli.capture.device import find_device
-    from actcli.capture.estimate import peak_memory
-    from actcli.reports.dump import PlanReport
-
-    tensors = _tensor_reports(run)
-    return PlanReport(
-        model=config.init,
-        family=run.adapter.family,
-        device=run.device,
-        n_samples=len(run.samples),
-        batch_size=run.batch_size,
-        layers=run.plan.layers,
-        tensors=tensors,
-        file_bytes=sum(each.n_bytes for each in tensors),
-        free_bytes=_free_bytes(config.output),
-        peak_memory_bytes=peak_memory(
-            run.adapter, run.plan, run.samples, run.batch_size, device=find_device(config.device)
-        ),
-    )
-
-
-def _free_bytes(path: Path) -> int:
-    there = next(each for each in path.absolute().parents if each.exists())
-    return shutil.disk_usage(there).free
-
-
-def _tensor_reports(run: _Run) -> "tuple[TensorReport, ...]":
-    from actcli.reports.dump import TensorReport
-
-    return tuple(
-        TensorReport(key=key, dtype=info.dtype, shape=info.shape, n_bytes=info.nbytes)
-        for key, info in run.tensors.items()
-    )
+    drawn = draw_indices(len(steps), n_samples=config.n_samples, seed=config.seed)
+    return BoardSamples(steps, drawn)
 
 
 def _warn_of_non_finite(report: "DumpReport", output: Output) -> None:

@@ -15,6 +15,40 @@ from actcli.samples.steps import N_CELLS, StepsData, Survey
 from actcli.store.header import TensorInfo
 
 
+class GivenBoards:
+    """Boards (N, 16) that are at hand already."""
+
+    def __init__(self, boards_NT: NDArray[np.uint8]) -> None:
+        self._boards_NT = boards_NT
+
+    def __len__(self) -> int:
+        return len(self._boards_NT)
+
+    @property
+    def n_tokens(self) -> int:
+        """One token a cell."""
+        return int(self._boards_NT.shape[1])
+
+    @property
+    def largest_token(self) -> int:
+        """The largest exponent on any board."""
+        return int(self._boards_NT.max(initial=0))
+
+    @property
+    def stored(self) -> Mapping[str, TensorInfo]:
+        """`boards` (N, T) uint8."""
+        return {"boards": TensorInfo("U8", self._boards_NT.shape)}
+
+    def batch(self, start: int, stop: int) -> SampleBatch:
+        """Boards as tokens (B, T) for the model, and as they are."""
+        boards_BT = self._boards_NT[start:stop]
+        return SampleBatch(start, {"tokens": boards_BT.astype(np.int64)}, {"boards": boards_BT})
+
+    def manifest(self) -> dict[str, Any]:
+        """Nothing is known of where they come from."""
+        return {}
+
+
 class BoardSamples:
     """The boards at the chosen rows; a dump keeps them and their row numbers."""
 
