@@ -13,7 +13,8 @@ from typing import Any
 from actcli.builtin import find_builtin, is_builtin
 from actcli.errors import ModelError
 from actcli.sites import SITES, find_site
-from actcli.store.header import MANIFEST_KEY, DumpHeader, read_header
+from actcli.store.formats import read_header
+from actcli.store.header import MANIFEST_KEY, DumpHeader
 
 _CONFIG = "config.json"
 _NEEDS_TORCH = (".pt", ".pth")  # whose import would make a TAB take seconds

@@ -25,7 +25,7 @@ def heavy_imports_of(code, **env):
     return done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["cli", "completion", "store.header", "render", "reports"])
+@pytest.mark.parametrize("module", ["cli", "completion", "store.formats", "render", "reports"])
 def test_imports_nothing_heavy(module):
     assert heavy_imports_of(f"import actcli.{module}") == "set()"
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from actcli.errors import DumpError, nearest
 from actcli.store.byte_sources import Bytes, InFile, InMemory, InPackedMember
-from actcli.store.header import MANIFEST_KEY, DumpHeader, TensorInfo, read_header
+from actcli.store.formats import read_header
+from actcli.store.header import MANIFEST_KEY, DumpHeader, TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,12 +132,12 @@ class Dump:
             DumpError: the dump has no such key; the message names the nearest and all of them.
         """
         if key not in self.header.tensors:
-            keys = list(self.header.tensors)
-            more = f", ... ({len(keys)} in all)" if len(keys) > _MOST_KEYS else ""
-            raise DumpError(
-                f"{self.path} has no tensor {key!r}; {nearest(key, keys)}"
-                + (f" (its keys: {', '.join(keys[:_MOST_KEYS])}{more})" if keys else "")
-            )
+            hint = nearest(key, self.header.tensors)
+            if hint.startswith("did you mean"):
+                keys = list(self.header.tensors)
+                more = f", ... ({len(keys)} in all)" if len(keys) > _MOST_KEYS else ""
+                hint += f" (its keys: {', '.join(keys[:_MOST_KEYS])}{more})"
+            raise DumpError(f"{self.path} has no tensor {key!r}; {hint}")
         return self.header.tensors[key]
 
     def tensor(self, key: str) -> StoredTensor:
@@ -213,6 +214,7 @@ def _places_in_file(path: Path, header: DumpHeader, stack: ExitStack) -> dict[st
 
 
 def _mapped_by_torch(path: Path) -> tuple[DumpHeader, dict[str, Bytes]]:
+    """Let torch map the file; its pages count as memory until the system wants them back."""
     import torch
 
     from actcli.store import pt_format

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from actcli.errors import DumpError
-from actcli.store.header import TensorInfo, read_header
+from actcli.store.formats import read_header
+from actcli.store.header import TensorInfo
 from tests.golden import DUMPS
 from tests.processes import run_python
 
@@ -95,7 +96,7 @@ def test_sizes():
 
 def test_neither_numpy_nor_torch_is_imported(safetensors, npz):
     code = (
-        "import sys; from pathlib import Path; from actcli.store.header import read_header\n"
+        "import sys; from pathlib import Path; from actcli.store.formats import read_header\n"
         "for path in sys.argv[1:]: read_header(Path(path))\n"
         "print({'numpy', 'torch'} & set(sys.modules))"
     )
