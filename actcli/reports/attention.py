@@ -1,0 +1,107 @@
+"""What `attn-plot` answers: the attention maps, and numbers by head.
+
+Tensor legend: B samples, L layers, A heads, T queries, S keys.
+"""
+
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from actcli.reports.base import Report
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention of some layers and heads on some boards."""
+
+    weights_BLATS: NDArray[np.float32]
+    boards_BT: NDArray[np.uint8]
+    samples: tuple[int, ...]
+    """Rows of the dump that the boards are."""
+
+    layers: tuple[int, ...]
+    """Model layers, counted from 0."""
+
+    has_sinks: bool
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Query heads, in the order of the forward pass: all of them."""
+        return tuple(range(self.weights_BLATS.shape[2]))
+
+    @property
+    def sinks_BLAT(self) -> NDArray[np.float32]:
+        """The mass that each query's sink took; 0 in a model without sinks."""
+        if not self.has_sinks:
+            return np.zeros(self.weights_BLATS.shape[:-1], dtype=np.float32)
+        taken_BLAT: NDArray[np.float32] = 1.0 - self.weights_BLATS.sum(axis=-1)
+        return np.clip(taken_BLAT, 0.0, 1.0)
+
+    @property
+    def side(self) -> int:
+        """Cells along one side of the board."""
+        return isqrt(self.boards_BT.shape[1])
+
+
+class HeadReport(BaseModel):
+    """One attention head, averaged over the chosen samples and all queries.
+
+    The formulas stand in `actcli.analysis.attention`.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
+
+    layer: int
+    """Counted from 1, as --layer does."""
+
+    head: int
+    """Query head, counted from 0, in the order of the forward pass."""
+
+    entropy_bits: float
+    """Entropy of a query's distribution over keys and sink, in bits."""
+
+    mean_distance: float
+    """Mean distance to the keys, in steps along rows and columns, weighted by attention."""
+
+    self_mass: float
+    """Attention to the query's own cell."""
+
+    row_mass: float
+    """Attention to the other cells of its row."""
+
+    column_mass: float
+    """Attention to the other cells of its column."""
+
+    corner_mass: float
+    """Attention to the four corners."""
+
+    equal_mass: float
+    """Attention to other cells with the same tile, where the query's cell holds one."""
+
+    empty_mass: float
+    """Attention to empty cells."""
+
+    sink_mass: float
+    """Attention that the sink took: 0 in a model without sinks."""
+
+
+class AttentionReport(Report):
+    """Numbers of attention heads."""
+
+    input: str
+    """The dump."""
+
+    samples: tuple[int, ...]
+    """Its rows that were looked at."""
+
+    heads: tuple[HeadReport, ...]
+    """By layer, then head."""
+
+    folder: str | None = None
+    """Where the pictures are."""
+
+    files: tuple[str, ...] = ()
+    """Files that were written."""
