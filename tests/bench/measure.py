@@ -1,0 +1,74 @@
+"""Measure commands as whole processes, alternating, and print ratios of medians.
+
+Machines are noisy and drift: only figures taken in turn, in one run, are compared.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from time import perf_counter
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+    stdout: str
+
+
+def run(command: Sequence[str], **env: str) -> Run:
+    """Run a command to its end; its time and memory are the operating system's own accounting.
+
+    Raises:
+        SystemExit: the command failed; what it said is shown.
+    """
+    began = perf_counter()
+    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=os.environ | env)
+        _pid, status, usage = os.wait4(process.pid, 0)
+        wall = perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        stdout.seek(0)
+        stderr.seek(0)
+        if process.returncode:
+            sys.exit(f"{' '.join(command)} failed ({process.returncode}):\n{stderr.read()}")
+        said = stdout.read()
+    peak = usage.ru_maxrss / (1024 if sys.platform != "darwin" else MIB)
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak, said)
+
+
+def alternate(arms: Mapping[str, Sequence[str]], *, rounds: int) -> dict[str, list[Run]]:
+    """Run each arm once a round, in turn; one round before that warms caches and is not kept."""
+    runs: dict[str, list[Run]] = {name: [] for name in arms}
+    for number in range(rounds + 1):
+        for name, command in arms.items():
+            finished = run(command)
+            if number:
+                runs[name].append(finished)
+    return runs
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value."""
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median with the smallest and largest value."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print as a Markdown table, ready for docs/benchmarks.md."""
+    print(f"\n### {title}\n")
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |")
