@@ -240,8 +240,8 @@ def _model_grid(maps: AttentionMaps, place: int, limit: float) -> Figure:
     """All layers (down) × heads (across) of one board as one image, and the board beside it."""
     _n, n_layers, n_heads, tokens, _s = maps.weights_BLATS.shape
     drawn = tokens + _sink_width(maps)
-    width, height = drawn + _sink_width(maps) + 1, tokens + 2
-    canvas = np.full((n_layers * height - 2, n_heads * width), np.nan, dtype=np.float32)
+    width, height = drawn + _sink_width(maps) + 1, tokens + 1
+    canvas = np.full((n_layers * height - 1, n_heads * width), np.nan, dtype=np.float32)
     for layer in range(n_layers):
         heads = _drawn_heads(maps, place, layer, list(range(n_heads)), average=False)
         for head, each in enumerate(heads):
@@ -249,7 +249,7 @@ def _model_grid(maps: AttentionMaps, place: int, limit: float) -> Figure:
             cell = _with_sink(maps, each.weights_TS, each.sink_T)
             canvas[top : top + tokens, left : left + drawn] = cell
     figure = Figure(
-        figsize=(1.05 * n_heads + 4.6, 1.0 * n_layers + 1.2), dpi=_DPI, layout="constrained"
+        figsize=(1.05 * n_heads + 4.6, 1.0 * n_layers + 1.8), dpi=_DPI, layout="constrained"
     )
     FigureCanvasAgg(figure)
     map_axes, side_axes = figure.subplots(1, 2, width_ratios=(1.05 * n_heads + 0.6, 2.6))
