@@ -19,7 +19,7 @@ from actcli.models.adapter import ModelAdapter
 from actcli.reports.dump import DumpReport, PlanReport, TensorReport, VerificationReport
 from actcli.samples.source import SampleSource
 from actcli.store.header import TensorInfo
-from actcli.store.writer import DumpWriter
+from actcli.store.writer import DumpWriter, is_converted
 from actcli.terminal.fields import IntRanges
 
 Advance = Callable[[int], None]
@@ -97,6 +97,7 @@ def prepare(
 def plan_report(run: DumpRun, path: Path) -> PlanReport:
     """What the dump would be, and what it would take."""
     tensors = _tensor_reports(run)
+    file_bytes = sum(each.n_bytes for each in tensors)
     return PlanReport(
         model=run.adapter.files.source.init,
         family=run.adapter.family,
@@ -105,7 +106,8 @@ def plan_report(run: DumpRun, path: Path) -> PlanReport:
         batch_size=run.batch_size,
         layers=run.plan.layers,
         tensors=tensors,
-        file_bytes=sum(each.n_bytes for each in tensors),
+        file_bytes=file_bytes,
+        space_bytes=file_bytes * (2 if is_converted(path) else 1),
         free_bytes=_free_bytes(path),
         peak_memory_bytes=peak_memory(
             run.adapter, run.plan, run.samples, run.batch_size, device=run.device

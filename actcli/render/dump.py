@@ -44,7 +44,7 @@ def plan_tables(report: PlanReport) -> "Iterable[RenderableType]":
         "Samples": f"{report.n_samples:,} in batches of {report.batch_size:,}",
         "Layers": ", ".join(map(str, report.layers)),
         "Bytes on disk": f"{report.file_bytes:,} ({size(report.file_bytes)})",
-        "Free on disk": size(report.free_bytes),
+        "Space to write": f"{size(report.space_bytes)} of {size(report.free_bytes)} free",
         "Peak memory": f"about {size(report.peak_memory_bytes)}",
     }
     yield _two_columns("Planned Run", ("What", "Value"), rows)

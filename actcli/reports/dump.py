@@ -37,6 +37,9 @@ class PlanReport(Report):
     file_bytes: int
     """Bytes of all tensors on disk, without the header."""
 
+    space_bytes: int
+    """Space that writing takes: twice as much for .pt and .npz, which are converted at the end."""
+
     free_bytes: int
     """Free space in the output folder."""
 

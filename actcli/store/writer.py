@@ -2,8 +2,8 @@
 
 All shapes are known at the start, so every row has its place: rows land there with `pwrite`, in any
 order, and memory does not grow with the number of samples. The header, whose room is kept free, is
-written last, when the results of the run are known. The work goes on in `NAME.partial` and is
-renamed when complete: what has the final name is whole.
+written last, when the results of the run are known. The work goes on in a `.partial` file of its
+own beside the target and is renamed when complete: what has the final name is whole.
 
 Where the file system allows it, whole pages bypass the page cache (`O_DIRECT`): writing then costs
 next to no processor time beside the model. Its rule is that address, position and length are
@@ -18,18 +18,20 @@ import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
-from actcli.errors import DumpError
+from actcli.errors import DumpError, reason
 from actcli.store.header import TensorInfo
 
 PAGE = 4096
 """Alignment of direct writes, in bytes."""
 
 _ROOM_FOR_RESULTS = 1 << 14
+_ROOM_FOR_A_TENSOR = 1 << 8  # what the manifest comes to say of it
 _WRITE_BYTES = 1 << 28
-_NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+_UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class DumpWriter:
@@ -57,19 +59,23 @@ class DumpWriter:
         Raises:
             DumpError: the file exists, the folder is not writable, or the disk is too small.
         """
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        check_target(path, force=force)
+        self.path, self._target, self._force = path, path.resolve(), force
+        self.partial = self._target.with_name(f"{path.name}.{token_hex(4)}.partial")
         self.tensors = dict(tensors)
         self._offsets = _lay_out(self.tensors)
-        check_target(path, force=force)
         header = self._header(metadata or {})
-        self._base = -(-(len(header) + _ROOM_FOR_RESULTS) // PAGE) * PAGE
+        room = len(header) + _ROOM_FOR_RESULTS + _ROOM_FOR_A_TENSOR * len(self.tensors)
+        self._base = -(-room // PAGE) * PAGE
         self.n_bytes = self._base + sum(info.nbytes for info in self.tensors.values())
         self._file = self._direct = -1
         try:
             self._open()
-        except OSError as error:
+        except BaseException as error:
             self._discard()
-            raise self._failure(error) from error
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
 
     def write_rows(self, key: str, start: int, rows: memoryview) -> None:
         """Write the bytes of rows `start`, `start + 1`, ... of a tensor.
@@ -106,7 +112,10 @@ class DumpWriter:
             os.pwrite(self._file, length + header[8:].ljust(self._base - 8), 0)
             os.fsync(self._file)
             self._close()
-            self._publish(metadata)
+            if is_converted(self.path):
+                self._convert(metadata)
+            else:
+                self._publish(self.partial)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -121,18 +130,29 @@ class DumpWriter:
     ) -> None:
         self._discard()
 
-    def _publish(self, metadata: Mapping[str, str]) -> None:
-        if self.path.suffix == ".safetensors":
-            self.partial.replace(self.path)
-            return
+    def _convert(self, metadata: Mapping[str, str]) -> None:
+        """Make the format that was asked for; what was captured survives if that fails."""
         from actcli.store.export import export
 
         converted = self.partial.with_name(self.partial.name + self.path.suffix)
         try:
             export(self.partial, converted, metadata=metadata)
-            converted.replace(self.path)
+            self._publish(converted)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+            kept = self._target.with_name(f"{self.path.name}.{token_hex(4)}.safetensors")
+            self.partial.replace(kept)
+            raise DumpError(
+                f"cannot write {self.path}: {reason(error)}; "
+                f"the dump is complete and kept as {kept}"
+            ) from error
         finally:
             converted.unlink(missing_ok=True)
+
+    def _publish(self, file: Path) -> None:
+        """Give a complete file its name; without `force`, only if nobody has taken it meanwhile."""
+        if not self._force and self._target.exists():
+            raise OSError(errno.EEXIST, "somebody else wrote it meanwhile (--force replaces it)")
+        file.replace(self._target)
 
     def _header(self, metadata: Mapping[str, str]) -> bytes:
         """The 8-byte length and the JSON, without the padding."""
@@ -150,13 +170,10 @@ class DumpWriter:
         return self._base + self._offsets[key] + row * self.row_bytes(key)
 
     def _open(self) -> None:
-        self._file = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            os.posix_fallocate(self._file, 0, self.n_bytes)
-        except OSError as error:
-            if error.errno not in _NO_DIRECT:
-                raise
-            os.ftruncate(self._file, self.n_bytes)
+        self._file = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if is_converted(self.path):  # the converted file stands beside the first one for a while
+            _check_free(2 * self.n_bytes, folder=self._target.parent)
+        _reserve(self._file, self.n_bytes, folder=self._target.parent)
         with contextlib.suppress(OSError, AttributeError):  # not every system has it
             self._direct = os.open(self.partial, os.O_WRONLY | os.O_DIRECT)
 
@@ -171,7 +188,7 @@ class DumpWriter:
             try:
                 return os.pwrite(self._direct, piece, position)
             except OSError as error:
-                if error.errno not in _NO_DIRECT:
+                if error.errno not in _UNSUPPORTED:
                     raise  # an address that is not on a page gives EINVAL: write it buffered
         return os.pwrite(self._file, piece, position)
 
@@ -186,12 +203,13 @@ class DumpWriter:
         self.partial.unlink(missing_ok=True)
 
     def _failure(self, error: OSError) -> DumpError:
-        reason = error.strerror or str(error)
+        why = reason(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(self.path.parent).free
-            reason = f"{reason}: it needs {self.n_bytes:,} bytes and {free:,} are free"
+            free = shutil.disk_usage(self._target.parent).free
+            needed = self.n_bytes * (2 if is_converted(self.path) else 1)
+            why = f"{why}: it needs {needed:,} bytes and {free:,} are free"
         kept = "; the file that was there is untouched" if self.path.exists() else ""
-        return DumpError(f"cannot write {self.path}: {reason}{kept}")
+        return DumpError(f"cannot write {self.path}: {why}{kept}")
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -220,6 +238,34 @@ def make_folder(folder: Path) -> None:
         raise DumpError(f"cannot make the folder {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DumpError(f"cannot write into {folder}: permission denied")
+
+
+def _reserve(file: int, n_bytes: int, *, folder: Path) -> None:
+    """Take the space on disk now, so that the disk cannot fill up half-way.
+
+    Raises:
+        OSError: there is not enough.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, n_bytes)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        else:
+            return
+    _check_free(n_bytes, folder=folder)
+    os.ftruncate(file, n_bytes)
+
+
+def _check_free(n_bytes: int, *, folder: Path) -> None:
+    if shutil.disk_usage(folder).free < n_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def is_converted(path: Path) -> bool:
+    """Whether a dump of that name is made from a finished safetensors file beside it."""
+    return path.suffix != ".safetensors"
 
 
 def _lay_out(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
