@@ -19,7 +19,7 @@ from actcli.samples.boards import GivenBoards
 from actcli.store.reader import Dump
 from actcli.store.values import as_float32
 
-_COMPARED = ("attn_norm", "layer_outputs")
+_COMPARED = ("attn_norm", "layer_outputs", "attn_weights")
 _TOLERANCE = {"F32": 1e-3, "F16": 1e-2, "BF16": 5e-2}
 """Largest difference, relative to the largest value: rounding of the storage dtype, and room for
 another machine's order of additions."""
@@ -31,7 +31,7 @@ def check_belongs(
     """Refuse a dump that was not made from this model.
 
     Args:
-        dump: has `attn_norm` and boards.
+        dump: has boards, and `attn_norm` or `attn_weights`.
         adapter: the model.
         boards: (1, T), the board at `row`.
         row: the row of the dump that is compared.
@@ -40,13 +40,14 @@ def check_belongs(
         DumpError: fingerprint, shapes or values differ.
     """
     name = adapter.files.source.init
-    recorded = dump.manifest.get("model", {}).get("sha256")
-    if recorded is not None and recorded != adapter.files.fingerprint().get("sha256"):
+    recorded = dump.manifest.get("model", {}).get("weights_sha256")
+    if recorded is not None and recorded != adapter.fingerprint()["weights_sha256"]:
         raise DumpError(
             f"{dump.path} was made from other weights than those of {name} (their sha256 differ); "
             f"give the right model with --init"
         )
     layers = _layers(dump, adapter, name)
+    adapter.check_tokens(n_tokens=boards.shape[1], largest_token=int(boards.max()))
     keys = [key for key in _COMPARED if key in dump.header.tensors]
     samples = GivenBoards(boards)
     plan = make_plan(adapter, samples, keys, layers=layers, positions=None, dtype=torch.float32)
@@ -58,13 +59,19 @@ def check_belongs(
 
 
 def _layers(dump: Dump, adapter: ModelAdapter, name: str) -> list[int]:
-    _n, n_layers, _tokens, hidden = dump.check_key("attn_norm").shape
     layers = dump.manifest.get("layers", [*range(adapter.n_layers)])
-    if hidden != adapter.d_model or n_layers != len(layers) or max(layers) >= adapter.n_layers:
-        raise DumpError(
-            f"{dump.path} holds {n_layers} layers of {hidden} dimensions, the model {name} has "
-            f"{adapter.n_layers} of {adapter.d_model}; give the right model with --init"
-        )
+    widths = {"attn_norm": (3, adapter.d_model), "attn_weights": (2, adapter.n_heads)}
+    for key, (axis, width) in widths.items():
+        if key not in dump.header.tensors:
+            continue
+        shape = dump.check_key(key).shape
+        found = (shape[1], shape[axis])
+        if found != (len(layers), width) or max(layers) >= adapter.n_layers:
+            what = "dimensions" if key == "attn_norm" else "heads"
+            raise DumpError(
+                f"{dump.path} holds {found[0]} layers of {found[1]} {what}, the model {name} has "
+                f"{adapter.n_layers} of {width}; give the right model with --init"
+            )
     return list(layers)
 
 

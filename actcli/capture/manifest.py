@@ -43,7 +43,8 @@ def describe_run(
         "model": {
             "family": adapter.family,
             "path": str(adapter.files.source.path.absolute()),
-            **adapter.files.fingerprint(),
+            **adapter.fingerprint(),
+            "has_sinks": adapter.parameters("attn_sinks") is not None,
         },
         "data": samples.manifest(),
         "device": device_name(adapter.device),
@@ -59,7 +60,7 @@ def describe_results(recording: Recording, verification: Verification | None) ->
         "non_finite": dict(recording.non_finite),
         "verification": verification
         and {
-            "samples": list(verification.samples),
+            "n_samples": len(verification.samples),
             "max_abs_difference": {
                 key: each if math.isfinite(each) else None  # JSON has no infinity
                 for key, each in verification.max_abs_difference.items()

@@ -3,6 +3,7 @@
 Tensor legend: B batch, T tokens, H hidden.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from actcli.errors import CaptureError, nearest
-from actcli.models.source import ModelSource, fingerprint
+from actcli.models.source import ModelSource
 from actcli.sites import GAMMAS_PREFIX, MODULE_PREFIX, find_site
 
 
@@ -39,13 +40,6 @@ class LoadedFiles:
     source: ModelSource
     weights: Path | None
     """The weights file; None where only the shape of the model was needed."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Name, size and sha256 of the weights, for the manifest of a dump."""
-        if self.weights is None:
-            return {}
-        size = self.weights.stat().st_size
-        return {"file": self.weights.name, "bytes": size, "sha256": fingerprint(self.weights)}
 
 
 class ModelAdapter(ABC):
@@ -113,6 +107,19 @@ class ModelAdapter(ABC):
     def n_bytes(self) -> int:
         """Size of the weights in bytes."""
         return sum(each.numel() * each.element_size() for each in self.net.parameters())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The weights file and a hash of the weights, for the manifest of a dump.
+
+        The hash is the sha256 of every name, shape and value in the order of the names, as loaded:
+        the same weights have it in any file format.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.net.state_dict().items()):
+            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        file = self.files.weights.name if self.files.weights else None
+        return {"file": file, "weights_sha256": digest.hexdigest()}
 
     def check_tokens(self, *, n_tokens: int, largest_token: int) -> None:
         """Refuse samples that the model cannot read, before any work is done.

@@ -105,7 +105,7 @@ def read_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     fields, config_path = _read_config(folder), folder / CONFIG_FILE
     state: dict[str, Tensor] | None = None
-    if weights_file is not None:
+    if weights_file is not None and (weights or not _tells_the_head(fields)):
         state, in_bundle = _read_weights(weights_file)
         fields = (fields or {}) | in_bundle
         fields = _inferred(fields, state) if fields else {}
@@ -115,6 +115,12 @@ def read_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
             f"that holds 'encoder_config'"
         )
     return Checkpoint(_validate(fields, config_path), weights_file, state if weights else None)
+
+
+def _tells_the_head(fields: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration is enough to know all shapes, without a look at the weights."""
+    known = fields or {}
+    return known.get("head_type") == "action_policy" or bool(known.get("output_n_bins"))
 
 
 def _weights_in(folder: Path) -> Path | None:

@@ -7,7 +7,6 @@
 What the files hold is decided by looking at them (see the families), never by a flag.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ HF_PREFIX = "hf://"
 _HF_PATTERN = re.compile(
     r"hf://(?P<repo>[^/@\s]+/[^/@\s]+)(?:/(?P<subfolder>[^@\s]+?))?/?(?:@(?P<revision>\S+))?$"
 )
-_HASH_BLOCK = 1 << 20
+_WANTED = ("config.json", "model*.safetensors", "model*.safetensors.index.json", "model*.pt")
+"""Files of a repository that are fetched: no optimizer states, no other checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,6 @@ def find_source(init: str) -> ModelSource:
     return ModelSource(init, path)
 
 
-def fingerprint(path: Path) -> str:
-    """Return the sha256 of a whole file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _download(init: str) -> Path:
     match = _HF_PATTERN.match(init)
     if match is None:
@@ -76,7 +67,7 @@ def _download(init: str) -> Path:
         root = snapshot_download(
             match["repo"],
             revision=match["revision"],
-            allow_patterns=f"{subfolder}/*" if subfolder else None,
+            allow_patterns=[f"{subfolder}/{each}" if subfolder else each for each in _WANTED],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"cannot fetch {init}: {reason(error)}") from error
