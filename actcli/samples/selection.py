@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actcli.errors import SamplesError, reason
+from actcli.errors import SamplesError
+from actcli.samples.npy import map_npy
 
 
 def draw_indices(n_rows: int, *, n_samples: int, seed: int) -> NDArray[np.int64]:
@@ -29,10 +30,7 @@ def read_indices(path: Path, *, n_rows: int) -> NDArray[np.int64]:
     Raises:
         SamplesError: unreadable, not integers, empty, or out of range.
     """
-    try:
-        indices = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise SamplesError(f"cannot read indices from {path}: {reason(error)}") from error
+    indices = map_npy(path)
     if not np.issubdtype(indices.dtype, np.integer):
         raise SamplesError(
             f"{path} holds {indices.dtype} values, expected integers: save row numbers as int64"

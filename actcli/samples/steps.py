@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcli.builtin import find_builtin, is_builtin
-from actcli.errors import SamplesError, reason
+from actcli.errors import SamplesError
+from actcli.samples.npy import map_npy
 
 N_CELLS = 16
 TILE_65536 = 16
@@ -135,10 +136,7 @@ def _check_no_gap(folder: Path, numbers: list[int]) -> None:
 
 
 def _open_shard(path: Path) -> NDArray[np.void]:
-    try:
-        rows: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise SamplesError(f"{path} is not a readable .npy file: {reason(error)}") from error
+    rows = map_npy(path)
     fields = rows.dtype.names
     if fields is None or rows.ndim != 1:
         raise SamplesError(

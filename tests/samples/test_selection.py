@@ -41,7 +41,7 @@ def test_order_repetitions_and_negative_numbers(tmp_path):
         ("float", "holds float64 values"),
         ("mask", r"numpy\.flatnonzero"),
         ("empty", "holds no indices"),
-        ("missing", "cannot read indices"),
+        ("missing", "is not a readable"),
     ],
 )
 def test_bad_files_are_refused(name, says):
@@ -52,3 +52,9 @@ def test_bad_files_are_refused(name, says):
 def test_beyond_the_start_is_refused(tmp_path):
     with pytest.raises(SamplesError, match="entry 0 is -161"):
         read_indices(save(tmp_path, [-161]), n_rows=160)
+
+
+def test_an_archive_is_no_list_of_indices(tmp_path):
+    np.savez(tmp_path / "i.npz", np.arange(3))
+    with pytest.raises(SamplesError, match=r"not a readable \.npy file"):
+        read_indices(tmp_path / "i.npz", n_rows=5)

@@ -96,6 +96,7 @@ BAD = {
     "no rows": ({"steps": rows()}, "holds no rows"),
     "nothing": ({}, "holds no steps"),
     "zero bytes": ({"steps": b""}, "not a readable .npy file"),
+    "a zip": ({"steps": b"PK\x03\x04 and no more"}, "not a readable .npy file"),
     "text": ({"steps": b"board,mask"}, "not a readable .npy file"),
 }
 
