@@ -161,8 +161,13 @@ def split(samples: SampleSource, batch_size: int) -> Iterator[SampleBatch]:
 
 
 def to_device(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
-    """Move the inputs of a batch to the model."""
-    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+    """Move the inputs of a batch to the model; to a GPU from pinned memory, without waiting."""
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return {
+        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()
+    }
 
 
 def ring_bytes(plan: CapturePlan, batch_size: int, device: torch.device) -> int:
@@ -190,20 +195,21 @@ class _Slot:
             [buffer[:count].sum(dtype=torch.float32) for buffer in self.device.values()]
         )
         if stream is None:
-            self._copy(count, totals)
+            self._copy(count, totals, wait=True)
             return
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
-            self._copy(count, totals)
+            self._copy(count, totals, wait=False)
             self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             self.arrived.record(stream)
         totals.record_stream(stream)
 
-    def _copy(self, count: int, totals: Tensor) -> None:
-        self.totals.copy_(totals, non_blocking=True)
+    def _copy(self, count: int, totals: Tensor, *, wait: bool) -> None:
+        """Copy to the host; only with a stream and its event may that go on in the background."""
+        self.totals.copy_(totals, non_blocking=not wait)
         for key, buffer in self.device.items():
             if self.host[key] is not buffer:
-                self.host[key][:count].copy_(buffer[:count], non_blocking=True)
+                self.host[key][:count].copy_(buffer[:count], non_blocking=not wait)
 
 
 @dataclass

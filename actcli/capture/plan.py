@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from actcli.errors import CaptureError
+from actcli.errors import CaptureError, UsageError
 from actcli.models.adapter import HookPoint, ModelAdapter
 from actcli.samples.source import SampleSource
 from actcli.sites import Site, find_site
@@ -97,6 +97,7 @@ def make_plan(
 
     Raises:
         CaptureError: the model lacks a site, or it cannot be captured.
+        UsageError: positions are asked for of a site whose axes are not known.
     """
     parameters: dict[str, Tensor] = {}
     activations: list[Site] = []
@@ -105,6 +106,7 @@ def make_plan(
             parameters |= _parameters(adapter, site)
         else:
             activations.append(site)
+    _check_positions(activations, positions)
     adapter.prepare(outputs)
     points = {site.name: adapter.points(site.name, layers) for site in activations}
     shapes = _trace(adapter, points, _probe_inputs(adapter, samples)) if points else {}
@@ -113,6 +115,14 @@ def make_plan(
         _site_plan(site, points[site.name], shapes[site.name], chosen) for site in activations
     )
     return CapturePlan(plans, parameters, tuple(layers), chosen, dtype)
+
+
+def _check_positions(activations: Sequence[Site], positions: Sequence[int] | None) -> None:
+    unknown = [site.name for site in activations if not site.axes]
+    if positions is not None and unknown:
+        raise UsageError(
+            f"--positions: {unknown[0]} has no known token axis; leave out the one or the other"
+        )
 
 
 def _parameters(adapter: ModelAdapter, site: Site) -> dict[str, Tensor]:
