@@ -27,8 +27,6 @@ from actcli.reports.attention import AttentionMaps, AttentionReport, HeadReport
 
 Floats = NDArray[np.float64]
 
-_ROUNDING = 1e-3  # how far a row may exceed 1 in a dump of fp16 or bf16 weights
-
 
 def check_rows_sum_to_one(maps: AttentionMaps) -> None:
     """Refuse weights that are no distribution: a row with its sink must sum to 1.
@@ -41,8 +39,8 @@ def check_rows_sum_to_one(maps: AttentionMaps) -> None:
     too_little = 1.0 if maps.has_sinks else float(np.min(sums, initial=1.0))
     if not np.isfinite(sums).all() or (maps.weights_BLATS < 0).any():
         raise DumpError("the attention weights are not a distribution: some are negative or NaN")
-    if too_much > 1 + _ROUNDING or too_little < 1 - _ROUNDING:
-        found = too_much if too_much > 1 + _ROUNDING else too_little
+    if too_much > 1 + maps.rounding or too_little < 1 - maps.rounding:
+        found = too_much if too_much > 1 + maps.rounding else too_little
         raise DumpError(
             f"the attention weights of a query sum to {found:.4f}, expected 1"
             + (" or less, with a sink" if maps.has_sinks else "")

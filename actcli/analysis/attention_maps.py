@@ -4,6 +4,7 @@ Tensor legend: B samples, L layers, A heads, T queries, S keys.
 """
 
 from collections.abc import Sequence
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from actcli.store.reader import Dump
 from actcli.store.values import as_float32
 
 WEIGHTS, ATTN_INPUT, BOARDS = "attn_weights", "attn_norm", "boards"
-_SINK_AT_LEAST = {"F32": 1e-5, "F16": 2e-2, "BF16": 1e-1}
-"""A row of stored weights that lacks more than this to 1 gave it to a sink; less is rounding."""
+_ROUNDING = {"F64": 1e-4, "F32": 1e-4, "F16": 2e-3, "BF16": 8e-3}
+"""How far a row of stored weights may be from 1 by rounding: two units in the last place of 1.
+
+Where the dump does not say whether its model has sinks, a row that lacks more gave it to one."""
 
 
 def attention_layers(dump: Dump) -> list[int]:
@@ -33,6 +36,33 @@ def attention_layers(dump: Dump) -> list[int]:
     n_layers = dump.check_key(key).shape[1]
     named = dump.manifest.get("layers")
     return list(named) if isinstance(named, list) and len(named) == n_layers else [*range(n_layers)]
+
+
+def check_attention_dump(dump: Dump) -> None:
+    """Refuse a dump whose attention, boards and layers do not fit together, before any work.
+
+    Raises:
+        DumpError: an axis is missing, of another length than that of the boards, or empty.
+    """
+    key = _attention_key(dump)
+    shape, boards = dump.check_key(key).shape, dump.check_key(BOARDS).shape
+    expected = "(N, layers, heads, T, T)" if key == WEIGHTS else "(N, layers, T, hidden)"
+    tokens = shape[3:] if key == WEIGHTS else shape[2:3]
+    fits = (
+        len(shape) == (5 if key == WEIGHTS else 4)
+        and len(boards) == 2
+        and shape[0] == boards[0]
+        and set(tokens) == {boards[1]}
+    )
+    if not fits:
+        raise DumpError(
+            f"{dump.path}: {key} is {list(shape)} and {BOARDS} {list(boards)}, expected {expected} "
+            f"and (N, T)"
+        )
+    if isqrt(boards[1]) ** 2 != boards[1] or not boards[1]:
+        raise DumpError(f"{dump.path}: boards of {boards[1]} cells are not square")
+    if not shape[0]:
+        raise DumpError(f"{dump.path} holds no samples")
 
 
 def holds_weights(dump: Dump) -> bool:
@@ -69,13 +99,16 @@ def stored_attention(
     """Read the weights of some rows and layers, all heads."""
     tensor = dump.tensor(WEIGHTS)
     weights_BLATS = read_layers(dump, WEIGHTS, samples, layers)
+    rounding = _ROUNDING.get(tensor.dtype, 8e-3)
     missing = float((1 - weights_BLATS.sum(axis=-1)).max(initial=0.0))
+    recorded = dump.manifest.get("model", {}).get("has_sinks")
     return AttentionMaps(
         weights_BLATS,
         boards_BT,
         tuple(samples),
         tuple(layers),
-        has_sinks=missing > _SINK_AT_LEAST.get(tensor.dtype, 1e-1),
+        has_sinks=missing > rounding if recorded is None else bool(recorded),
+        rounding=rounding,
     )
 
 

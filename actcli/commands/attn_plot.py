@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from actcli.errors import UsageError
+from actcli.errors import ModelError, UsageError
 from actcli.terminal.config import OUTPUT_PANEL, CommandConfig
 from actcli.terminal.console import Output
 from actcli.terminal.fields import Cli, IntRanges
 
 if TYPE_CHECKING:
+    from actcli.models.adapter import ModelAdapter
     from actcli.reports.attention import AttentionMaps, AttentionReport
     from actcli.store.reader import Dump
 
@@ -36,16 +37,16 @@ class AttnPlotConfig(CommandConfig):
 
     init: str | None = None
     """Model that recomputes attention from attn_norm; the one that the dump names, if not given.
-    Not needed where the dump holds attn_weights."""
+    Not needed where the dump holds attn_weights: then it is only checked that they are its own."""
 
     layer: Annotated[str, Cli(panel=_WHAT, aliases=("--layers",), metavar="<1,3-5,...|all>")] = "1"
     """Layers, counted from 1, or all."""
 
     heads: Annotated[IntRanges | None, Cli(panel=_WHAT)] = None
-    """Query heads with a picture of their own, counted from 0; all, if not given."""
+    """Query heads to draw and to report, counted from 0; all, if not given."""
 
     avg: Annotated[bool, Cli(panel=_WHAT)] = True
-    """Leave out the picture of the mean over all heads."""
+    """Leave out the mean over all heads."""
 
     n_boards: Annotated[PositiveInt, Cli(panel=_WHAT)] = 2
     """Boards to draw at random from the dump."""
@@ -119,23 +120,26 @@ def attn_plot(config: AttnPlotConfig) -> None:
 def _read_maps(config: AttnPlotConfig, dump: "Dump", output: Output) -> "AttentionMaps":
     from actcli.analysis.attention_maps import (
         attention_layers,
+        check_attention_dump,
         holds_weights,
         read_boards,
         stored_attention,
     )
 
+    check_attention_dump(dump)
     held = attention_layers(dump)
     layers = _chosen_layers(config, dump, held)
     samples = _chosen_samples(config, dump)
     boards = read_boards(dump, samples)
-    if holds_weights(dump):
+    if holds_weights(dump) and config.init is None:
         return stored_attention(dump, samples, boards, layers=layers)
     from actcli.analysis.attention_recomputed import recomputed_attention
     from actcli.capture.belongs import check_belongs
-    from actcli.models import load_model
 
-    adapter = load_model(_model_of(config, dump))
+    adapter = _load_model_of(config, dump)
     check_belongs(dump, adapter, boards=boards[:1], row=samples[0])
+    if holds_weights(dump):
+        return stored_attention(dump, samples, boards, layers=layers)
     dtype = dump.check_key("attn_norm").dtype
     if dtype in ("BF16", "F16"):
         output.note(
@@ -145,13 +149,15 @@ def _read_maps(config: AttnPlotConfig, dump: "Dump", output: Output) -> "Attenti
     return recomputed_attention(dump, samples, boards, adapter, layers=layers)
 
 
-def _model_of(config: AttnPlotConfig, dump: "Dump") -> str:
-    """The model to recompute with: --init, or the one that the dump was made from.
+def _load_model_of(config: AttnPlotConfig, dump: "Dump") -> "ModelAdapter":
+    """Load --init, or the model that the dump was made from.
 
     The manifest knows the folder's whole path; the plain key has it as it was typed.
     """
+    from actcli.models import load_model
+
     if config.init is not None:
-        return config.init
+        return load_model(config.init)
     typed = dump.metadata.get("checkpoint")
     if typed is None:
         raise UsageError(
@@ -159,14 +165,19 @@ def _model_of(config: AttnPlotConfig, dump: "Dump") -> str:
         )
     whole = dump.manifest.get("model", {}).get("path", "")
     is_local = "://" not in typed
-    return whole if is_local and whole and Path(whole).exists() else typed
+    try:
+        return load_model(whole if is_local and whole and Path(whole).exists() else typed)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} ({dump.path} names it as its model; --init gives another)"
+        ) from error
 
 
 def _chosen_layers(config: AttnPlotConfig, dump: "Dump", held: Sequence[int]) -> list[int]:
     """Model layers, counted from 0, rising."""
     if config.layer == _ALL:
         return sorted(held)
-    n_layers = max(max(held) + 1, int(dump.metadata.get("num_layers", "0")))
+    n_layers = max(max(held) + 1, _recorded_layers(dump))
     try:
         layers = sorted(each - 1 for each in IntRanges.parse(config.layer).resolve(n_layers + 1))
     except UsageError:
@@ -181,6 +192,11 @@ def _chosen_layers(config: AttnPlotConfig, dump: "Dump", held: Sequence[int]) ->
         have = ", ".join(str(layer + 1) for layer in held)
         raise UsageError(f"--layer: {dump.path} does not hold layer {absent[0]}; it holds {have}")
     return layers
+
+
+def _recorded_layers(dump: "Dump") -> int:
+    recorded = dump.metadata.get("num_layers", "")
+    return int(recorded) if recorded.isdecimal() else 0
 
 
 def _chosen_samples(config: AttnPlotConfig, dump: "Dump") -> list[int]:
@@ -237,7 +253,9 @@ def _pictures(
     limit = config.vmax or draw.colour_limit(maps)
     yield from draw.write_board_texts(maps, folder)
     if config.grid:
-        yield from draw.write_grid_pictures(maps, folder, limit=limit)
+        yield from draw.write_grid_pictures(
+            maps, folder, heads=heads, average=config.avg, limit=limit
+        )
     else:
         yield from draw.write_head_pictures(
             maps, folder, heads=heads, average=config.avg, limit=limit

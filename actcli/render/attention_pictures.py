@@ -74,20 +74,24 @@ def write_head_pictures(
                     yield path
 
 
-def write_grid_pictures(maps: AttentionMaps, folder: Path, *, limit: float) -> Iterator[Path]:
-    """Write one picture a board: all heads of a layer, or all layers × heads.
+def write_grid_pictures(
+    maps: AttentionMaps, folder: Path, *, heads: list[int], average: bool, limit: float
+) -> Iterator[Path]:
+    """Write one picture a board: heads of a layer, or layers × heads.
 
-    Sinks are an extra column at the right of each map.
+    Sinks are an extra column at the right of each map. The mean of all heads is drawn with the
+    heads of a single layer.
     """
     for place, sample in enumerate(maps.samples):
         target = folder / f"board_{sample}"
         target.mkdir(parents=True, exist_ok=True)
         if len(maps.layers) == 1:
             path = target / f"layer_{maps.layers[0] + 1:02d}_heads.png"
-            _save(_layer_grid(maps, place, limit), path)
+            drawn = [*_drawn_heads(maps, place, 0, heads, average=average)]
+            _save(_layer_grid(maps, place, drawn, limit), path)
         else:
             path = target / "layers_heads.png"
-            _save(_model_grid(maps, place, limit), path)
+            _save(_model_grid(maps, place, heads, limit), path)
         yield path
 
 
@@ -196,18 +200,16 @@ class _SinkStrip:
         self._blitted.save(path)
 
 
-def _layer_grid(maps: AttentionMaps, place: int, limit: float) -> Figure:
-    """All heads of one layer and their mean, each with its sink column, and the board."""
-    weights_ATS = maps.weights_BLATS[place, 0]
-    n_heads = len(weights_ATS)
-    columns = _columns_with_least_left_over(n_heads + 2)
-    rows = -(-(n_heads + 2) // columns)
+def _layer_grid(maps: AttentionMaps, place: int, drawn: list[_Drawn], limit: float) -> Figure:
+    """Heads of one layer, each with its sink column, and the board."""
+    n_cells = len(drawn) + 1
+    columns = _columns_with_least_left_over(n_cells)
+    rows = -(-n_cells // columns)
     figure = Figure(figsize=(3.1 * columns + 0.8, 3.0 * rows + 0.5), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
     sample, layer = maps.samples[place], maps.layers[0] + 1
-    figure.suptitle(f"Layer {layer}, all heads (sample {sample})")
-    drawn = [*_drawn_heads(maps, place, 0, list(range(n_heads)), average=True)]
+    figure.suptitle(f"Layer {layer}, heads (sample {sample})")
     axes_in_order = list(grid.flat)
     for number, (axes, each) in enumerate(zip(axes_in_order, drawn, strict=False)):
         image = _empty_map(axes, maps.side**2, maps.side**2 + _sink_width(maps), limit)
@@ -236,16 +238,15 @@ def _label_grid_cell(axes: Axes, maps: AttentionMaps, *, left: bool) -> None:
     axes.tick_params(length=2, pad=1)
 
 
-def _model_grid(maps: AttentionMaps, place: int, limit: float) -> Figure:
-    """All layers (down) × heads (across) of one board as one image, and the board beside it."""
-    _n, n_layers, n_heads, tokens, _s = maps.weights_BLATS.shape
+def _model_grid(maps: AttentionMaps, place: int, heads: list[int], limit: float) -> Figure:
+    """Layers (down) × heads (across) of one board as one image, and the board beside it."""
+    n_layers, tokens, n_heads = len(maps.layers), maps.boards_BT.shape[1], len(heads)
     drawn = tokens + _sink_width(maps)
     width, height = drawn + _sink_width(maps) + 1, tokens + 1
     canvas = np.full((n_layers * height - 1, n_heads * width), np.nan, dtype=np.float32)
     for layer in range(n_layers):
-        heads = _drawn_heads(maps, place, layer, list(range(n_heads)), average=False)
-        for head, each in enumerate(heads):
-            top, left = layer * height, head * width
+        for column, each in enumerate(_drawn_heads(maps, place, layer, heads, average=False)):
+            top, left = layer * height, column * width
             cell = _with_sink(maps, each.weights_TS, each.sink_T)
             canvas[top : top + tokens, left : left + drawn] = cell
     figure = Figure(
@@ -256,13 +257,13 @@ def _model_grid(maps: AttentionMaps, place: int, limit: float) -> Figure:
     image = _empty_map(map_axes, canvas.shape[0], canvas.shape[1], limit)
     image.set_data(canvas)
     middle = (tokens - 1) / 2
-    map_axes.set_xticks(np.arange(n_heads) * width + middle, [*range(n_heads)])
+    map_axes.set_xticks(np.arange(n_heads) * width + middle, heads)
     map_axes.set_yticks(np.arange(n_layers) * height + middle, [layer + 1 for layer in maps.layers])
     map_axes.tick_params(length=0)
     map_axes.spines[:].set_visible(False)
     sink = "; last column of a map: its sink" if maps.has_sinks else ""
     map_axes.set(xlabel=f"head (in each map: keys across, queries down{sink})", ylabel="layer")
-    map_axes.set_title(f"All layers and heads (sample {maps.samples[place]})", fontsize=11)
+    map_axes.set_title(f"Layers and heads (sample {maps.samples[place]})", fontsize=11)
     figure.colorbar(image, ax=map_axes, label="attention weight", pad=0.01, shrink=0.7)
     draw_board(side_axes, maps.boards_BT[place], scale=0.9)
     return figure

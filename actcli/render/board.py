@@ -55,7 +55,7 @@ def _draw_tile(axes: Axes, x: int, y: int, exponent: int, scale: float) -> None:
             text,
             ha="center",
             va="center",
-            fontsize=_FONT_SIZES[len(text)] * scale,
+            fontsize=_FONT_SIZES.get(len(text), 6) * scale,
             fontweight="bold",
             color=_DARK_TEXT if exponent <= _LAST_DARK_TEXT else _LIGHT_TEXT,
         )

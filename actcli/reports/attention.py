@@ -26,6 +26,8 @@ class AttentionMaps:
     """Model layers, counted from 0."""
 
     has_sinks: bool
+    rounding: float = 1e-4
+    """How far the sum of a row may be from 1 by rounding alone: more for fp16 and bf16 weights."""
 
     @property
     def heads(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -94,7 +95,10 @@ def test_weights_in_the_dump_need_no_model(tmp_path):
             quiet=True,
         )
     )
-    attn_plot(config(tmp_path, input=path, init="nowhere", samples="1", grid=True))
+    attn_plot(config(tmp_path, input=path, init=None, samples="1", grid=True))
+    attn_plot(config(tmp_path, input=path, samples="1", grid=True))
+    with pytest.raises(DumpError, match="other weights"):
+        attn_plot(config(tmp_path, input=path, init=str(MODELS / "a_ev_mha"), samples="1"))
     assert names(tmp_path / "out") == ["board_1/board.txt", "board_1/layer_01_heads.png"]
 
 
@@ -183,3 +187,55 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "out").mkdir(mode=0o500)
     with pytest.raises(ActcliError, match="permission denied"):
         attn_plot(config(tmp_path, samples="0"))
+
+
+@pytest.mark.parametrize("model", ["b_ev_gqa", "d_sink_gqa"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_stored_weights_of_half_precision(model, dtype, tmp_path, capsys):
+    path = tmp_path / "a.safetensors"
+    options = {"outputs": "attn_weights", "dtype": dtype, "n_samples": 40, "output": path}
+    init, dataset = str(MODELS / model), str(DATA / "steps_single")
+    dump(DumpConfig(init=init, dataset=dataset, device="cpu", quiet=True, **options))
+    capsys.readouterr()
+    attn_plot(
+        config(
+            tmp_path,
+            input=path,
+            init=None,
+            layer="all",
+            n_boards=40,
+            pictures=False,
+            json_output=True,
+        )
+    )
+    heads = json.loads(capsys.readouterr().out)["heads"]
+    has_sinks = max(each["sink_mass"] for each in heads) > 0
+    assert has_sinks == (model == "d_sink_gqa")
+
+
+MISFITS = {
+    "weights of three axes": {"attn_weights": (6, 16, 16), "boards": (6, 16)},
+    "other tokens": {"attn_weights": (6, 2, 4, 9, 9), "boards": (6, 16)},
+    "fewer rows": {"attn_norm": (5, 2, 16, 8), "boards": (6, 16)},
+    "inputs of three axes": {"attn_norm": (6, 16, 8), "boards": (6, 16)},
+    "no square": {"attn_norm": (6, 2, 8, 8), "boards": (6, 8)},
+    "no samples": {"attn_norm": (0, 2, 16, 8), "boards": (0, 16)},
+}
+
+
+@pytest.mark.parametrize("shapes", MISFITS.values(), ids=MISFITS.keys())
+def test_dumps_whose_tensors_do_not_fit_together_are_refused(shapes, tmp_path):
+    tensors = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    tensors["boards"] = tensors["boards"].to(torch.uint8)
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(DumpError, match=r"expected|square|no samples"):
+        attn_plot(config(tmp_path, input=tmp_path / "a.safetensors"))
+
+
+def test_heads_and_average_are_chosen_in_grids_too(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.set_title", lambda self, text, **_: shown.append(text)
+    )
+    attn_plot(config(tmp_path, samples="0", heads="0,4", avg=False, grid=True))
+    assert shown == ["Head 0", "Head 4"]

@@ -104,8 +104,9 @@ def test_the_board_as_text(tmp_path):
 @pytest.mark.parametrize("has_sinks", [False, True])
 def test_grids(has_sinks, tmp_path):
     maps = random_maps(0, has_sinks=has_sinks)
-    list(write_grid_pictures(maps, tmp_path, limit=1.0))
-    list(write_grid_pictures(one_layer(maps), tmp_path, limit=1.0))
+    choice = {"heads": [0, 2], "average": has_sinks, "limit": 1.0}
+    list(write_grid_pictures(maps, tmp_path, **choice))
+    list(write_grid_pictures(one_layer(maps), tmp_path, **choice))
     assert names(tmp_path / "board_1") == ["layer_01_heads.png", "layers_heads.png"]
     colours = np.asarray(Image.open(tmp_path / "board_1" / "layers_heads.png").convert("RGB"))
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 100
