@@ -1,5 +1,6 @@
 """The command line, start here: the subcommands, in the order of `--help`."""
 
+import signal
 from typing import Annotated
 
 import typer
@@ -51,4 +52,10 @@ for each in COMMANDS:
 
 def main() -> None:
     """Entry point of the `actcli` script."""
+    signal.signal(signal.SIGTERM, _end_tidily)
     app()
+
+
+def _end_tidily(number: int, _frame: object) -> None:
+    """Let go what is half done when a job scheduler ends the program, as on Ctrl-C."""
+    raise SystemExit(128 + number)

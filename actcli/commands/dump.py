@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from actcli import builtin, completion
-from actcli.errors import ActcliError, CheckFailed
+from actcli.errors import ActcliError, CheckFailed, UsageError
 from actcli.sites import check_outputs
 from actcli.terminal.config import OUTPUT_PANEL, CommandConfig
 from actcli.terminal.console import Output
@@ -39,8 +39,8 @@ class DumpConfig(CommandConfig):
     outputs: Annotated[
         CommaSeparated[str], Cli(panel=_CAPTURE, complete=completion.output_sites)
     ] = ("final_hidden",)
-    """Sites to capture; `actcli dump --outputs ?` names them all, and module:<dotted.path> is the
-    output of any module."""
+    """Sites to capture: TAB offers them, and docs/reference/sites.md says what each is;
+    module:<dotted.path> is the output of any module."""
 
     layers: Annotated[IntRanges | None, Cli(panel=_CAPTURE, complete=completion.model_layers)] = (
         None
@@ -160,7 +160,7 @@ def _prepare(config: DumpConfig, output: Output) -> "DumpRun":
     samples = _open_samples(config, output)
     if builtin.is_builtin(config.init):
         output.note(f"using the built-in model {config.init}; --init takes your own")
-    return prepare(
+    run = prepare(
         load_model(config.init, device=str(device), weights=not config.dry_run),
         samples,
         outputs=config.outputs,
@@ -170,6 +170,11 @@ def _prepare(config: DumpConfig, output: Output) -> "DumpRun":
         batch_size=config.batch_size,
         device=device,
     )
+    if config.verify and not run.plan.sites:
+        raise UsageError(
+            "--verify: --outputs names parameters alone, so there is nothing to verify"
+        )
+    return run
 
 
 def _open_samples(config: DumpConfig, output: Output) -> "BoardSamples":

@@ -2,7 +2,8 @@
 
 The dump is `attn_norm` (4096, 12, 16, 512) in float32, 1.5 GiB, of random numbers with some wide
 dimensions; about 0.6 % of its elements are outliers at the threshold 6. Every arm is a whole
-process, start-up included; arms take turns, with the file in the page cache. The in-memory way is
+process, start-up included; arms take turns, with the file in the page cache, and once more with the
+file out of it. The in-memory way is
 the existing 2048former script's: load everything with torch, build masks, one statistic after the
 other.
 
@@ -11,6 +12,7 @@ other.
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -69,6 +71,7 @@ def main() -> None:
         offset = _write_dump(path, options.samples)
         for threshold, note in ((6.0, "few outliers"), (1.0, "a third are outliers")):
             _compare(path, offset, threshold, note, options.rounds)
+        _compare_cold(path, offset, options.rounds)
 
 
 def _parse() -> argparse.Namespace:
@@ -99,28 +102,48 @@ def _write_dump(path: Path, n_samples: int) -> int:
 
 
 def _compare(path: Path, offset: int, threshold: float, note: str, rounds: int) -> None:
-    python = sys.executable
-    arms = {
-        "plain read (numpy.memmap sum)": [python, "-c", PLAIN_READ, str(path), str(offset)],
-        "actcli outliers": [
-            *(python, "-m", "actcli", "outliers", "--input", str(path), "--json"),
-            *("--threshold", str(threshold)),
-        ],
-        "in-memory way": [python, "-c", IN_MEMORY, str(path), str(threshold)],
-    }
+    arms = _arms(path, offset, threshold)
+    arms["in-memory way"] = [sys.executable, "-c", IN_MEMORY, str(path), str(threshold)]
     runs = alternate(arms, rounds=rounds)
-    baseline, _ours, _theirs = runs.values()
-    rows = [_row(name, each, baseline) for name, each in runs.items()]
     found = json.loads(runs["actcli outliers"][0].stdout)
     size = (path.stat().st_size - offset) / MIB
     title = (
         f"outliers in {size:,.0f} MiB, threshold {threshold:g}: {note} "
         f"({found['outlier_occurrences']:,}), {rounds} rounds"
     )
-    print_table(title, ["way", "wall s", "times plain read", "CPU s", "peak MiB"], rows)
+    _print(title, runs)
     ours, theirs = ([each.wall_s for each in runs[name]] for name in list(runs)[1:])
     speedups = [b / a for a, b in zip(ours, theirs, strict=True)]
     print(f"\nin-memory way / actcli outliers: {spread(speedups)}")
+
+
+def _compare_cold(path: Path, offset: int, rounds: int) -> None:
+    """The same with the file out of the page cache, as a file larger than memory is."""
+
+    def evict() -> None:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    runs = alternate(_arms(path, offset, 6.0), rounds=rounds, before=evict)
+    _print(f"outliers, threshold 6, the file not in the page cache, {rounds} rounds", runs)
+
+
+def _arms(path: Path, offset: int, threshold: float) -> dict[str, list[str]]:
+    python = sys.executable
+    return {
+        "plain read (numpy.memmap sum)": [python, "-c", PLAIN_READ, str(path), str(offset)],
+        "actcli outliers": [
+            *(python, "-m", "actcli", "outliers", "--input", str(path), "--json"),
+            *("--threshold", str(threshold)),
+        ],
+    }
+
+
+def _print(title: str, runs: dict[str, list[Run]]) -> None:
+    baseline = next(iter(runs.values()))
+    rows = [_row(name, each, baseline) for name, each in runs.items()]
+    print_table(title, ["way", "wall s", "times plain read", "CPU s", "peak MiB"], rows)
 
 
 def _row(name: str, runs: list[Run], baseline: list[Run]) -> list[str]:

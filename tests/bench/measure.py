@@ -7,7 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from time import perf_counter
@@ -46,11 +46,20 @@ def run(command: Sequence[str], **env: str) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, peak, said)
 
 
-def alternate(arms: Mapping[str, Sequence[str]], *, rounds: int) -> dict[str, list[Run]]:
-    """Run each arm once a round, in turn; one round before that warms caches and is not kept."""
+def alternate(
+    arms: Mapping[str, Sequence[str]],
+    *,
+    rounds: int,
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, list[Run]]:
+    """Run each arm once a round, in turn; one round before that warms caches and is not kept.
+
+    `before` is called before each run.
+    """
     runs: dict[str, list[Run]] = {name: [] for name in arms}
     for number in range(rounds + 1):
         for name, command in arms.items():
+            before()
             finished = run(command)
             if number:
                 runs[name].append(finished)

@@ -1,6 +1,12 @@
 """`dump` as users run it: golden files of the existing program, every format, every bad input."""
 
+import hashlib
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -19,8 +25,9 @@ from actcli.errors import (
     SamplesError,
     UsageError,
 )
+from actcli.models import load_model
 from tests.golden import DATA, DUMPS, MODELS
-from tests.processes import run_python
+from tests.processes import ROOT, run_python
 
 SEED_OUTPUTS = (
     "attn_norm",
@@ -169,21 +176,36 @@ def test_layers_are_stored_in_ascending_order_and_named_in_the_manifest(tmp_path
 def test_the_manifest_says_what_made_the_dump(tmp_path):
     dump(small(tmp_path, outputs="pooled,attn_weights", verify=3))
     manifest = json.loads(read_metadata(tmp_path / "a.safetensors")["manifest"])
-    weights = MODELS / "b_ev_gqa" / "model.safetensors"
-    done = run_python(
-        "-c",
-        "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())",
-        weights,
-    )
-    assert manifest["model"]["sha256"] == done.stdout.strip()
-    assert manifest["model"]["bytes"] == weights.stat().st_size
+    digest = hashlib.sha256()
+    for name, each in sorted(load_file(MODELS / "b_ev_gqa" / "model.safetensors").items()):
+        digest.update(f"{name} {list(each.shape)} torch.float32".encode() + each.numpy().tobytes())
+    assert manifest["model"]["weights_sha256"] == digest.hexdigest()
+    assert manifest["model"]["file"] == "model.safetensors"
     assert manifest["config"]["n_samples"] == 5
     assert manifest["data"]["rows"] == 160
     assert manifest["device"] == "cpu"
     assert manifest["non_finite"] == {}
-    assert len(manifest["verification"]["samples"]) == 3
+    assert manifest["verification"]["n_samples"] == 3
     assert manifest["verification"]["agrees"]
     assert manifest["verification"]["max_abs_difference"].keys() == {"pooled", "attn_weights"}
+
+
+def test_as_many_samples_as_there_are_can_be_verified(tmp_path):
+    dump(small(tmp_path, n_samples=3000, batch_size=1000, outputs="pooled", verify=3000))
+    manifest = json.loads(read_metadata(tmp_path / "a.safetensors")["manifest"])
+    assert manifest["verification"]["n_samples"] == 3000
+
+
+def test_the_same_weights_in_another_format_have_the_same_fingerprint(tmp_path):
+    state = load_file(MODELS / "b_ev_gqa" / "model.safetensors")
+    (tmp_path / "m").mkdir()
+    shutil.copy(MODELS / "b_ev_gqa" / "config.json", tmp_path / "m")
+    torch.save({"model": {"_orig_mod." + k: v for k, v in state.items()}}, tmp_path / "m/model.pt")
+    found = {
+        load_model(str(m)).fingerprint()["weights_sha256"]
+        for m in (tmp_path / "m", MODELS / "b_ev_gqa")
+    }
+    assert len(found) == 1
 
 
 def test_a_verification_that_fails_ends_with_status_3(tmp_path, monkeypatch, capsys):
@@ -211,6 +233,13 @@ def test_dry_run_needs_no_weights_and_tells_the_truth(tmp_path, capsys):
     assert 0 <= (tmp_path / "a.safetensors").stat().st_size - plan["file_bytes"] < 1 << 16
     assert plan["peak_memory_bytes"] > 1 << 26
     assert plan["layers"] == [0, 1, 2, 3]
+
+
+def test_dry_run_does_not_look_at_damaged_weights(tmp_path):
+    (tmp_path / "m").mkdir()
+    shutil.copy(MODELS / "b_ev_gqa" / "config.json", tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"junk")
+    dump(small(tmp_path, init=str(tmp_path / "m"), dry_run=True))
 
 
 def test_no_write_runs_the_model_and_leaves_nothing(tmp_path, capsys):
@@ -251,6 +280,16 @@ BAD_INPUT = {
     "layer before the start": ({"layers": "-5"}, UsageError, "layer -5"),
     "position out of range": ({"positions": "16"}, UsageError, "position 16"),
     "site the model lacks": ({"outputs": "attn_sinks"}, CaptureError, "has no attn_sinks"),
+    "positions of a module": (
+        {"outputs": "module:blocks.0.mlp", "positions": "0"},
+        UsageError,
+        "no known token axis",
+    ),
+    "nothing to verify": (
+        {"outputs": "rmsnorm_gammas", "verify": 1},
+        UsageError,
+        "nothing to verify",
+    ),
     "module it lacks": ({"outputs": "module:blocks.9"}, CaptureError, "has no module"),
     "index out of range": ({"indices": DATA / "indices_oob.npy"}, SamplesError, "entry 1 is 160"),
     "float indices": ({"indices": DATA / "indices_float.npy"}, SamplesError, "float64"),
@@ -327,3 +366,21 @@ def test_from_the_shell(tmp_path):
     wrong = run_python(*words, "--outputs", "attn_nrom")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "did you mean 'attn_norm'" in wrong.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_dump_that_is_ended_leaves_what_was_there(number, status, tmp_path):
+    precious = tmp_path / "a.safetensors"
+    precious.write_bytes(b"precious")
+    words = ["dump", "-n", "200000", "--batch-size", "64", "--force", "-o", str(precious)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "actcli", *words], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        while not list(tmp_path.glob("*.partial")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == status
+    assert precious.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [precious]
