@@ -13,6 +13,7 @@ from tempfile import TemporaryFile
 from time import perf_counter
 
 MIB = 1 << 20
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ def run(command: Sequence[str], **env: str) -> Run:
         SystemExit: the command failed; what it said is shown.
     """
     began = perf_counter()
+    # Compiled modules are kept on users' machines, so they are here.
+    inherited = {key: each for key, each in os.environ.items() if key != _NO_BYTECODE}
     with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=os.environ | env)
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=inherited | env)
         _pid, status, usage = os.wait4(process.pid, 0)
         wall = perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
