@@ -49,9 +49,8 @@ def main() -> None:
     for name, finished in runs.items():
         walls = [each.wall_s for each in finished]
         ratios = [wall / b for wall, b in zip(walls, base, strict=True)]
-        peak = median([each.peak_mib for each in finished])
-        rows.append([name, spread(walls, 1), f"{median(ratios):.2f}", f"{peak:,.0f}"])
-    head = ["way", "process wall s", "ratio", "peak MiB"]
+        rows.append([name, spread(walls, 1), f"{median(ratios):.2f}"])
+    head = ["way", "process wall s", "ratio"]
     print_table(f"{files} PNG files: 12 layers × 8 heads × 2 boards", head, rows)
 
 

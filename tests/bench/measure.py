@@ -29,6 +29,8 @@ class Run:
 def run(command: Sequence[str], **env: str) -> Run:
     """Run a command to its end; its time and memory are the operating system's own accounting.
 
+    On Linux the peak of a child is never less than what this process held when it started it.
+
     Raises:
         SystemExit: the command failed; what it said is shown.
     """
