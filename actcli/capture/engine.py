@@ -15,7 +15,7 @@ per site and batch tells whether anything is not finite, and only then is it cou
 import math
 import queue
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -92,7 +92,8 @@ class CaptureEngine:
             batch_size: samples per forward pass.
         """
         self._adapter, self._plan, self._batch_size = adapter, plan, batch_size
-        self._ring = _Ring(plan, batch_size, adapter.device)
+        with _memory_advice(adapter.device, batch_size):
+            self._ring = _Ring(plan, batch_size, adapter.device)
         self._slot: _Slot | None = None
         self._count = self._unread = 0
 
@@ -129,7 +130,7 @@ class CaptureEngine:
     def _forward(self, inputs: Mapping[str, Tensor]) -> None:
         self._unread = sum(len(plan.points) for plan in self._plan.sites)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _memory_advice(self._adapter.device, self._count):
                 self._adapter.forward(inputs)
         except _AllRead:
             return
@@ -173,6 +174,16 @@ def to_device(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[
 def ring_bytes(plan: CapturePlan, batch_size: int, device: torch.device) -> int:
     """Host memory that the ring takes."""
     return RING_SLOTS[device.type] * batch_size * plan.row_bytes
+
+
+@contextmanager
+def _memory_advice(device: torch.device, count: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CaptureError(
+            f"{device} is out of memory with {count} samples in a batch: lower --batch-size"
+        ) from error
 
 
 @dataclass
@@ -223,8 +234,9 @@ class _Ring:
     _free: "queue.SimpleQueue[_Slot]" = field(default_factory=queue.SimpleQueue)
 
     def __post_init__(self) -> None:
-        if self.torch_device.type == "cuda":
-            self.copy_stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        device = self.torch_device
+        if device.type == "cuda":
+            self.copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
         self.positions = torch.tensor(self.plan.positions or (), device=self.torch_device).long()
         for _ in range(RING_SLOTS[self.torch_device.type]):
             self._free.put(self._new_slot())

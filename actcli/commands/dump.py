@@ -8,6 +8,7 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validat
 from actcli import builtin, completion
 from actcli.errors import ActcliError, CheckFailed, UsageError
 from actcli.sites import check_outputs
+from actcli.store.header import WRITTEN_SUFFIXES
 from actcli.terminal.config import OUTPUT_PANEL, CommandConfig
 from actcli.terminal.console import Output
 from actcli.terminal.fields import Cli, CommaSeparated, IntRanges
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from actcli.reports.dump import DumpReport
     from actcli.samples.boards import BoardSamples
 
-_FORMATS = (".safetensors", ".pt", ".npz")
 _CAPTURE = "What to capture"
 _SAMPLES = "Samples"
 _RUN = "How to run"
@@ -100,10 +100,9 @@ class DumpConfig(CommandConfig):
     @model_validator(mode="after")
     def _check_format(self) -> Self:
         """Know the format, and that NumPy has no bfloat16."""
-        if self.output.suffix not in _FORMATS:
-            raise ValueError(
-                f"--output {self.output}: expected a name that ends in {', '.join(_FORMATS)}"
-            )
+        if self.output.suffix not in WRITTEN_SUFFIXES:
+            known = ", ".join(WRITTEN_SUFFIXES)
+            raise ValueError(f"--output {self.output}: expected a name that ends in {known}")
         if self.write and self.output.suffix == ".npz" and self.dtype == "bf16":
             raise ValueError(
                 "an .npz file cannot hold bf16: use --dtype fp32 or fp16, or .safetensors"
@@ -174,6 +173,7 @@ def _prepare(config: DumpConfig, output: Output) -> "DumpRun":
         raise UsageError(
             "--verify: --outputs names parameters alone, so there is nothing to verify"
         )
+    _warn_of_idle_options(config, run, output)
     return run
 
 
@@ -192,6 +192,16 @@ def _open_samples(config: DumpConfig, output: Output) -> "BoardSamples":
         )
     drawn = draw_indices(len(steps), n_samples=config.n_samples, seed=config.seed)
     return BoardSamples(steps, drawn)
+
+
+def _warn_of_idle_options(config: DumpConfig, run: "DumpRun", output: Output) -> None:
+    axes = {axis for plan in run.plan.sites for axis in plan.site.axes}
+    for option, value, axis in (
+        ("layers", config.layers, "L"),
+        ("positions", config.positions, "T"),
+    ):
+        if value is not None and axis not in axes:
+            output.warn(f"--{option} has no effect: none of the --outputs has {option}")
 
 
 def _warn_of_non_finite(report: "DumpReport", output: Output) -> None:

@@ -13,8 +13,6 @@ from actcli.reports.attention import AttentionReport, HeadReport
 from actcli.reports.outliers import ComparedOutliersReport, OutlierReport
 from actcli.store.writer import check_target
 
-OUTLIER_SUFFIXES = (".json", ".csv", ".png")
-
 _COLUMNS = ("key", "by", "index", "count", "share", "positive", "negative")
 
 

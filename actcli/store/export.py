@@ -13,7 +13,6 @@ from pathlib import Path
 from actcli.errors import DumpError
 from actcli.store.reader import Dump, StoredTensor, open_dump
 
-FORMATS = (".safetensors", ".pt", ".npz")
 _CHUNK_BYTES = 1 << 24
 
 

@@ -11,8 +11,8 @@ ITEM_SIZES = {
 }  # fmt: skip
 """Bytes per element of each dtype, in the words of the safetensors format."""
 
-FLOATS = ("F64", "F32", "BF16", "F16")
-"""The dtypes that activations come in."""
+WRITTEN_SUFFIXES = (".safetensors", ".pt", ".npz")
+"""Names of dumps that can be written end in one of these, which picks the format."""
 
 METADATA_KEY = "metadata"
 """Where `.npz` and `.pt` dumps keep their metadata, beside the tensors."""

@@ -296,3 +296,16 @@ def test_buffers_of_their_own_on_a_device_arrive_on_the_host():
     assert host["x"].tolist() == [[7.0] * 3] * 2 + [[0.0] * 3] * 2
     assert slot.totals[0] == 42
     assert slot.totals[1].isnan()
+
+
+def test_a_device_that_is_out_of_memory_says_what_to_do(adapter, monkeypatch):
+    samples = board_samples(4)
+    plan = make_plan(adapter, samples, ("pooled",), layers=(), positions=None, dtype=torch.float32)
+    engine = CaptureEngine(adapter, plan, batch_size=2)
+
+    def forward(_inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(adapter, "forward", forward)
+    with pytest.raises(CaptureError, match=r"out of memory with 2 samples.*lower --batch-size"):
+        next(engine.run(samples))

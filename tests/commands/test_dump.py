@@ -275,6 +275,15 @@ def test_sampling_with_replacement_is_said(tmp_path, capsys):
     assert "161 samples were asked for" in capsys.readouterr().err
 
 
+def test_options_without_effect_are_said(tmp_path, capsys):
+    dump(small(tmp_path, outputs="pooled", layers="0", positions="1"))
+    said = capsys.readouterr().err
+    assert "--layers has no effect" in said
+    assert "--positions has no effect" in said
+    dump(small(tmp_path, outputs="q", layers="0", positions="1", force=True))
+    assert "no effect" not in capsys.readouterr().err
+
+
 BAD_INPUT = {
     "layer out of range": ({"layers": "4", "outputs": "attn_norm"}, UsageError, "layer 4"),
     "layer before the start": ({"layers": "-5"}, UsageError, "layer -5"),
