@@ -87,13 +87,14 @@ class OutlierCounts:
         """The number of outliers."""
         return int(self.magnitude_bins.sum())
 
-    def update(self, codes_NLTH: Codes, scratch: Scratch, *, first_token: int = 0) -> None:
+    def update(self, codes_NLTH: Codes, scratch: Scratch, *, tokens: range | Counts) -> None:
         """Count a chunk of whole locations: all layers of each.
 
         Args:
-            codes_NLTH: the chunk; its tokens are `first_token` and those after it.
+            codes_NLTH: the chunk.
             scratch: arrays to work in.
-            first_token: where the chunk begins on the token axis.
+            tokens: places on the token axis: those of every row, or, for rows of a single token,
+                the one of each row.
         """
         found = find_outliers(codes_NLTH, self.fmt, self.rule, scratch)
         self.element_hits += found.element_hits
@@ -102,9 +103,9 @@ class OutlierCounts:
             self._count_special(codes_NLTH)
         places_P = found.kept_NLTH.reshape(-1).nonzero()[0]
         if 0 < places_P.size < found.kept_NLTH.size // _FEW or self.rule.threshold < 0:
-            self._count_few(codes_NLTH, places_P, first_token, scratch)
+            self._count_few(codes_NLTH, places_P, tokens, scratch)
         elif places_P.size:
-            self._count_many(codes_NLTH, found.kept_NLTH, first_token, scratch)
+            self._count_many(codes_NLTH, found.kept_NLTH, tokens, scratch)
         if places_P.size:
             self._count_magnitudes(found.magnitudes_NLTH.reshape(-1)[places_P])
         if self.signed is not None:
@@ -136,7 +137,7 @@ class OutlierCounts:
         self.positive_infinities += positive
 
     def _count_few(
-        self, codes_NLTH: Codes, places_P: Counts, first_token: int, scratch: Scratch
+        self, codes_NLTH: Codes, places_P: Counts, tokens: range | Counts, scratch: Scratch
     ) -> None:
         """Count by dimension, layer and token, outlier by outlier."""
         n_rows, n_layers, n_tokens, n_dims = codes_NLTH.shape
@@ -147,8 +148,11 @@ class OutlierCounts:
         layer_P = plane_P - row_P * n_layers
         pairs = np.bincount(layer_P * n_dims + dim_P, minlength=n_layers * n_dims)
         self.layer_dims_LH += pairs.reshape(n_layers, n_dims)
-        tokens = np.bincount(line_P - plane_P * n_tokens, minlength=n_tokens)
-        self.tokens_T[first_token : first_token + n_tokens] += tokens
+        if isinstance(tokens, range):
+            sums = np.bincount(line_P - plane_P * n_tokens, minlength=n_tokens)
+            self.tokens_T[tokens.start : tokens.stop] += sums
+        else:
+            self.tokens_T += np.bincount(tokens[row_P], minlength=self.tokens_T.size)
         self._count_signs(codes_NLTH.reshape(-1)[places_P], dim_P)
         location_P = places_P + (row_P - plane_P) * (n_tokens * n_dims)
         first = scratch.take("first", (n_rows * n_tokens * n_dims,), np.dtype(np.intp))
@@ -170,7 +174,7 @@ class OutlierCounts:
         self.positive_dims_H += np.bincount(dim_P[is_positive_P], minlength=n_dims)
 
     def _count_many(
-        self, codes_NLTH: Codes, kept_NLTH: Mask, first_token: int, scratch: Scratch
+        self, codes_NLTH: Codes, kept_NLTH: Mask, tokens: range | Counts, scratch: Scratch
     ) -> None:
         """Count the same by adding up whole rows of the mask, for thresholds from 0 on."""
         n_rows, n_layers, n_tokens, n_dims = kept_NLTH.shape
@@ -178,7 +182,11 @@ class OutlierCounts:
             self.layer_dims_LH[layer] += _add_rows(kept_NLTH[:, layer].reshape(-1, n_dims))
         sums = _add_rows(kept_NLTH.reshape(n_rows * n_layers, n_tokens * n_dims))
         sums_TH = sums.reshape(n_tokens, n_dims)
-        self.tokens_T[first_token : first_token + n_tokens] += sums_TH.sum(axis=1)
+        if isinstance(tokens, range):
+            self.tokens_T[tokens.start : tokens.stop] += sums_TH.sum(axis=1)
+        else:
+            sums_N = np.count_nonzero(kept_NLTH.reshape(n_rows, -1), axis=1)
+            np.add.at(self.tokens_T, tokens, sums_N)
         negative_NLTH = scratch.take("negative", kept_NLTH.shape, np.dtype(bool))
         np.greater_equal(codes_NLTH, self.fmt.codes.type(self.fmt.sign), out=negative_NLTH)
         negative_NLTH &= kept_NLTH

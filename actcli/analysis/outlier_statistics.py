@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actcli.analysis.activation_chunks import ActivationChunks, Chunk
+from actcli.analysis.activation_chunks import ActivationChunks, Chunk, Places
 from actcli.analysis.float_codes import Codes, FloatFormat
 from actcli.analysis.order_statistics import (
     BracketCounts,
@@ -54,7 +54,7 @@ def quartile_fields(
             counts.signed,
             n=acts.size - counts.nan_count,
             n_before=counts.negative_nan_count,
-            replay=lambda: (each.reshape(-1) for each in acts.walk(acts.plan())),
+            replay=lambda: (codes.reshape(-1) for codes, _places in acts.walk(acts.plan())),
         )
         n_used = acts.size - counts.nan_count
     else:
@@ -123,18 +123,27 @@ def _outlier_magnitudes(acts: ActivationChunks, rule: Rule) -> Iterator[Codes]:
     scratch, chunks = Scratch(), acts.plan()
     n_tokens = acts.shape[2]
     parts: list[tuple[Codes, NDArray[np.int64]]] = []
-    for chunk, codes_NLTH in zip(chunks, acts.walk(chunks), strict=True):
-        found = find_outliers(codes_NLTH, acts.format, rule, scratch)
-        parts.append((found.magnitudes(), _places_in_rows(found.kept_NLTH, chunk, n_tokens)))
+    for chunk, piece in zip(chunks, acts.walk(chunks), strict=True):
+        found = find_outliers(piece.codes_NLTH, acts.format, rule, scratch)
+        places = _places_in_rows(found.kept_NLTH, chunk, piece.places, n_tokens)
+        parts.append((found.magnitudes(), places))
         if chunk.tokens.stop == n_tokens:
             codes, places = (np.concatenate(each) for each in zip(*parts, strict=True))
-            yield codes if len(parts) == 1 else codes[np.argsort(places)]
+            in_order = len(parts) == 1 and piece.places is None
+            yield codes if in_order else codes[np.argsort(places)]
             parts.clear()
 
 
-def _places_in_rows(kept_NLTH: NDArray[np.bool_], chunk: Chunk, n_tokens: int) -> NDArray[np.int64]:
+def _places_in_rows(
+    kept_NLTH: NDArray[np.bool_], chunk: Chunk, real: Places | None, n_tokens: int
+) -> NDArray[np.int64]:
     """Return the row-major places of a chunk's outliers among all tokens of its samples."""
-    n_dims = kept_NLTH.shape[-1]
+    _n, n_layers, _n_tokens, n_dims = kept_NLTH.shape
+    if real is not None:  # rows of one token each
+        row, layer, _token, dim = kept_NLTH.nonzero()
+        planes = (real[0][row] - chunk.rows.start) * n_layers + layer
+        of_real: NDArray[np.int64] = (planes * n_tokens + real[1][row]) * n_dims + dim
+        return of_real
     rows, inside = np.divmod(kept_NLTH.reshape(-1).nonzero()[0], len(chunk.tokens) * n_dims)
     places: NDArray[np.int64] = rows * (n_tokens * n_dims) + chunk.tokens.start * n_dims + inside
     return places

@@ -31,6 +31,7 @@ from actcli.analysis.outlier_statistics import (
     magnitude_fields,
     quartile_fields,
 )
+from actcli.analysis.token_mask import TokenMask
 from actcli.reports.base import Histogram
 from actcli.reports.outliers import OutlierReport
 from actcli.store.reader import StoredTensor
@@ -61,6 +62,7 @@ def count_outliers(
     threshold: float = 6.0,
     min_layer_fraction: float | None = 0.25,
     layers: Sequence[int] | None = None,
+    mask: StoredTensor | None = None,
     layer_names: Sequence[int] | None = None,
     token_names: Sequence[int] | None = None,
     sampling: Sampling = EXACT,
@@ -74,6 +76,7 @@ def count_outliers(
         threshold: t in the definitions of `outlier_rule`.
         min_layer_fraction: fraction of layers that must be hits at a location; None for no rule.
         layers: indices on the layer axis, rising; all by default.
+        mask: (N, T), 0 at padding: then only the other places count, for every statistic.
         layer_names: the model's number of each layer on the axis, for the report.
         token_names: the model's position of each token on the axis, for the report.
         sampling: estimates in place of exact quartiles.
@@ -81,9 +84,10 @@ def count_outliers(
         source: the dump's name, for the report.
 
     Raises:
-        DumpError: the tensor is of another shape or not of floats, or its file ends too early.
+        DumpError: the tensor is of another shape or not of floats, the mask does not fit it, or its
+            file ends too early.
     """
-    acts = ActivationChunks(tensor, layers)
+    acts = ActivationChunks(tensor, layers, mask=None if mask is None else TokenMask(mask))
     counts = _count(acts, Rule(threshold, min_layer_fraction), sampling, work)
     return OutlierReport(
         input=source,
@@ -95,6 +99,7 @@ def count_outliers(
         min_layer_fraction=min_layer_fraction,
         layers=acts.layer_names(layer_names),
         tokens=tuple(range(acts.shape[2]) if token_names is None else token_names),
+        masked_positions=acts.n_masked,
         sampling_seed=None if sampling == Sampling(seed=sampling.seed) else sampling.seed,
         **_counted(acts, counts),
         **magnitude_fields(acts, counts, sampling),
@@ -117,8 +122,9 @@ def _count(acts: ActivationChunks, rule: Rule, sampling: Sampling, work: Work) -
         counts, scratch, buffer = start(), Scratch(), np.empty(width, acts.format.codes)
         for index in _taken_from(waiting):
             chunk = chunks[index]
-            codes_NLTH = acts.read(chunk, buffer)
-            counts.update(codes_NLTH, scratch, first_token=chunk.tokens.start)
+            codes_NLTH, places = acts.read(chunk, buffer)
+            tokens = chunk.tokens if places is None else places[1]
+            counts.update(codes_NLTH, scratch, tokens=tokens)
             acts.forget(chunk)
             acts.expect(chunks[index + _AHEAD : index + _AHEAD + 1])
             work.advance(len(chunk.rows) if chunk.tokens.stop == acts.shape[2] else 0)
@@ -172,7 +178,7 @@ def _sample(acts: ActivationChunks, rule: Rule) -> tuple[list[Codes], list[Codes
     chunks, scratch = acts.sample_places(places), Scratch()
     acts.expect(chunks)
     all_codes, outliers = [], []
-    for codes_NLTH in acts.walk(chunks):
+    for codes_NLTH, _places in acts.walk(chunks):
         all_codes.append(codes_NLTH.reshape(-1).copy())
         outliers.append(find_outliers(codes_NLTH, acts.format, rule, scratch).magnitudes())
     return all_codes, outliers
@@ -180,8 +186,8 @@ def _sample(acts: ActivationChunks, rule: Rule) -> tuple[list[Codes], list[Codes
 
 def _counted(acts: ActivationChunks, counts: OutlierCounts) -> dict[str, Any]:
     """The fields of the report that are plain counts, and their ratios."""
-    n, n_layers, n_tokens, n_dims = acts.shape
-    n_kept, n_locations = counts.n_kept, n * n_tokens * n_dims
+    _n, n_layers, _n_tokens, n_dims = acts.shape
+    n_kept, n_locations = counts.n_kept, acts.n_places * n_dims
     has_rule = counts.rule.min_layer_fraction is not None
     kept_hits = counts.n_locations * n_layers if has_rule else 0
     return {

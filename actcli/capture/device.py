@@ -4,6 +4,14 @@ import torch
 
 from actcli.errors import DeviceError
 
+_BATCH_TOKENS = {"cpu": 2048}
+_BATCH_TOKENS_OF_A_GPU = 16_384
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """The most tokens in a batch, where the user does not say: what keeps the device busy."""
+    return _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_OF_A_GPU)
+
 
 def find_device(wanted: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.

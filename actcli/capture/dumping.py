@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
+from actcli.capture.device import default_batch_tokens
 from actcli.capture.engine import CaptureEngine
 from actcli.capture.estimate import peak_memory
 from actcli.capture.manifest import describe_results, describe_run, device_name, dump_metadata
 from actcli.capture.plan import DTYPES, CapturePlan, make_plan
-from actcli.capture.record import Recording, WriteRows, dump_tensors, record
+from actcli.capture.record import Recording, dump_tensors, record
+from actcli.capture.row_writer import WriteRows
 from actcli.capture.verify import Verification, verify
 from actcli.models.adapter import ModelAdapter
 from actcli.reports.dump import DumpReport, PlanReport, TensorReport, VerificationReport
-from actcli.samples.source import SampleSource
+from actcli.samples.batching import count_tokens, plan_batches
+from actcli.samples.source import Rows, SampleSource
 from actcli.store.header import TensorInfo
 from actcli.store.writer import DumpWriter, is_converted
 from actcli.terminal.fields import IntRanges
@@ -33,7 +36,9 @@ class DumpRun:
     adapter: ModelAdapter
     samples: SampleSource
     plan: CapturePlan
-    batch_size: int
+    batches: Sequence[Rows]
+    """Which samples go through the model together."""
+
     device: torch.device
 
     @cached_property
@@ -43,15 +48,8 @@ class DumpRun:
 
     def record(self, write_rows: WriteRows, advance: Advance) -> Recording:
         """Run the model over the samples and hand on what it captures."""
-        engine = CaptureEngine(self.adapter, self.plan, batch_size=self.batch_size)
-        return record(
-            engine,
-            self.plan,
-            self.samples,
-            write_rows,
-            batch_size=self.batch_size,
-            advance=advance,
-        )
+        engine = CaptureEngine(self.adapter, self.plan, self.samples, batches=self.batches)
+        return record(engine, write_rows, advance=advance)
 
 
 def prepare(
@@ -62,7 +60,8 @@ def prepare(
     layers: IntRanges | None,
     positions: IntRanges | None,
     dtype: str,
-    batch_size: int,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
     device: torch.device,
 ) -> DumpRun:
     """Check that everything fits together before work starts, and plan it.
@@ -72,9 +71,10 @@ def prepare(
         samples: what it reads.
         outputs: site names.
         layers: layers to keep, all by default; they are stored in ascending order.
-        positions: tokens to keep, all by default.
+        positions: tokens to keep, all by default; negative ones count from each sample's own end.
         dtype: storage dtype: fp32, fp16 or bf16.
-        batch_size: samples in a forward pass, at most all.
+        batch_size: samples in a forward pass; None for a budget of tokens.
+        batch_tokens: that budget; by default what suits the device.
         device: where the model runs.
 
     Raises:
@@ -88,10 +88,18 @@ def prepare(
         samples,
         outputs,
         layers=sorted(chosen),
-        positions=positions.resolve(samples.n_tokens, name="position") if positions else None,
+        positions=_resolve_positions(positions, samples) if positions else None,
         dtype=DTYPES[dtype],
     )
-    return DumpRun(adapter, samples, plan, min(batch_size, len(samples)), device)
+    budget = batch_tokens or default_batch_tokens(device)
+    batches = plan_batches(samples, batch_size=batch_size, batch_tokens=budget)
+    return DumpRun(adapter, samples, plan, batches, device)
+
+
+def _resolve_positions(positions: IntRanges, samples: SampleSource) -> tuple[int, ...]:
+    if samples.lengths is None:
+        return positions.resolve(samples.n_tokens, name="position")
+    return positions.from_both_ends(samples.n_tokens, name="position")
 
 
 def plan_report(run: DumpRun, path: Path) -> PlanReport:
@@ -103,14 +111,14 @@ def plan_report(run: DumpRun, path: Path) -> PlanReport:
         family=run.adapter.family,
         device=device_name(run.device),
         n_samples=len(run.samples),
-        batch_size=run.batch_size,
+        batch_size=max(map(len, run.batches)),
         layers=run.plan.layers,
         tensors=tensors,
         file_bytes=file_bytes,
         space_bytes=file_bytes * (2 if is_converted(path) else 1),
         free_bytes=_free_bytes(path),
         peak_memory_bytes=peak_memory(
-            run.adapter, run.plan, run.samples, run.batch_size, device=run.device
+            run.adapter, run.plan, run.samples, run.batches, device=run.device
         ),
     )
 
@@ -137,7 +145,7 @@ def write_dump(
     Raises:
         ActcliError: whatever stops the model or the writing; nothing is left behind.
     """
-    manifest = describe_run(config, run.adapter, run.plan, run.samples)
+    manifest = describe_run(config, run.adapter, run.plan, run.samples, run.batches)
     metadata = dump_metadata(run.adapter, manifest, n_samples=len(run.samples))
     with DumpWriter(path, run.tensors, metadata=metadata, force=force) as writer:
         recording = run.record(writer.write_rows, advance)
@@ -165,7 +173,7 @@ def _verified(run: DumpRun, writer: DumpWriter, count: int, *, seed: int) -> Ver
 def _dump_report(
     run: DumpRun, recording: Recording, verification: Verification | None, path: Path | None
 ) -> DumpReport:
-    rate = recording.n_samples / max(recording.elapsed_s, 1e-9)
+    elapsed_s = max(recording.elapsed_s, 1e-9)
     return DumpReport(
         output=None if path is None else str(path),
         file_bytes=0 if path is None else path.stat().st_size,
@@ -173,8 +181,8 @@ def _dump_report(
         n_samples=recording.n_samples,
         n_batches=recording.n_batches,
         elapsed_s=recording.elapsed_s,
-        samples_per_s=rate,
-        tokens_per_s=rate * run.samples.n_tokens,
+        samples_per_s=recording.n_samples / elapsed_s,
+        tokens_per_s=count_tokens(run.samples) / elapsed_s,
         tensors=_tensor_reports(run),
         non_finite=dict(recording.non_finite),
         verification=None if verification is None else _verification_report(verification),

@@ -9,14 +9,16 @@
    model back, so memory is bounded by the ring whatever the number of samples.
 
 Buffers are filled with NaN before each batch, so that what was not written shows; one float32 sum
-per site and batch tells whether anything is not finite, and only then is it counted.
+per site and batch tells whether anything is not finite, and only then is it counted. What the model
+computed at padding is replaced by 0 before that.
+
+Axis letters: B samples of a batch, P kept positions.
 """
 
 import math
-import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,15 +26,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actcli.capture.plan import CapturePlan, SitePlan, hooked
+from actcli.capture.hooks import hooked
+from actcli.capture.plan import CapturePlan, SitePlan
+from actcli.capture.positions import kept_positions, padding
+from actcli.capture.ring import Ring, Slot, is_unwritten
 from actcli.errors import CaptureError
 from actcli.models.adapter import ModelAdapter
-from actcli.samples.source import SampleBatch, SampleSource
+from actcli.samples.batching import batch_lengths, measure_batches
+from actcli.samples.source import Rows, SampleBatch, SampleSource
 
-RING_SLOTS = {"cpu": 2, "mps": 2, "cuda": 3}
-"""Batches in flight by device type: one being filled, one being written, on CUDA one in copy."""
-
-_ALIGNMENT = 4096  # bytes; lets the store write whole pages past the page cache
+_Places = tuple[Tensor, Tensor]
 
 
 class _AllRead(Exception):
@@ -40,16 +43,16 @@ class _AllRead(Exception):
 
 
 class CapturedBatch:
-    """The activations of consecutive samples, valid until `release`."""
+    """The activations of some samples, valid until `release`."""
 
-    def __init__(self, samples: SampleBatch, count: int, slot: "_Slot", ring: "_Ring") -> None:
-        self.samples, self.count = samples, count
+    def __init__(self, samples: SampleBatch, slot: Slot, ring: Ring) -> None:
+        self.samples = samples
         self._slot, self._ring = slot, ring
 
     @property
-    def start(self) -> int:
-        """Number of the first sample."""
-        return self.samples.start
+    def rows_of_samples(self) -> Rows:
+        """The numbers of the samples, in the order of the batch."""
+        return self.samples.rows
 
     def wait(self) -> None:
         """Block until the activations have arrived on the host."""
@@ -62,8 +65,12 @@ class CapturedBatch:
         return list(self._slot.host)
 
     def rows(self, key: str) -> Tensor:
-        """The activations of one site on the host, (count, *row_shape) in the storage dtype."""
-        return self._slot.host[key][: self.count]
+        """The activations of one site on the host, (B, *row_shape) in the storage dtype.
+
+        Token axes are as long as the longest sample of the batch; beyond a sample's own end they
+        hold 0.
+        """
+        return self._slot.host[key]
 
     def non_finite(self) -> dict[str, int]:
         """How many values are NaN or infinite, for the sites that have any."""
@@ -72,7 +79,7 @@ class CapturedBatch:
             for key, total in zip(self._slot.host, self._slot.totals, strict=True)
             if not math.isfinite(total)
         ]
-        counts = {key: int((~self.rows(key).isfinite()).sum()) for key in suspect}
+        counts = {key: int(is_unwritten(self.rows(key)).sum()) for key in suspect}
         return {key: count for key, count in counts.items() if count}
 
     def release(self) -> None:
@@ -83,68 +90,106 @@ class CapturedBatch:
 class CaptureEngine:
     """Runs a model over samples and hands out what its plan asks for, batch by batch."""
 
-    def __init__(self, adapter: ModelAdapter, plan: CapturePlan, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        plan: CapturePlan,
+        samples: SampleSource,
+        *,
+        batches: Sequence[Rows],
+    ) -> None:
         """Allocate the ring.
 
         Args:
             adapter: the model, with weights.
-            plan: made for this adapter.
-            batch_size: samples per forward pass.
+            plan: made for this adapter and these samples.
+            samples: what it reads.
+            batches: which of them go through the model together (`plan_batches`).
         """
-        self._adapter, self._plan, self._batch_size = adapter, plan, batch_size
-        with _memory_advice(adapter.device, batch_size):
-            self._ring = _Ring(plan, batch_size, adapter.device)
-        self._slot: _Slot | None = None
-        self._count = self._unread = 0
+        self.plan, self.samples, self.batches = plan, samples, batches
+        self._adapter = adapter
+        self._sizes = measure_batches(samples, batches)
+        with _memory_advice(
+            adapter.device, max((each.n_samples for each in self._sizes), default=0)
+        ):
+            self._ring = Ring(plan, self._sizes, adapter.device)
+        self._slot: Slot | None = None
+        positions = torch.tensor(plan.positions or (), device=adapter.device).long()
+        self._same_ends = self._ends = _Ends(positions)
+        self._unread, self._reading = 0, False
 
-    def run(self, samples: SampleSource) -> Iterator[CapturedBatch]:
+    def run(self) -> Iterator[CapturedBatch]:
         """Yield the captured batches in order; each must be released by whoever takes it.
 
         Raises:
             CaptureError: a site did not fire, or changed its shape.
         """
-        if not self._plan.sites:
+        if not self.plan.sites:
             return
-        self._adapter.prepare(plan.key for plan in self._plan.sites)
+        self._adapter.prepare(plan.key for plan in self.plan.sites)
         with ExitStack() as hooks:
-            for plan in self._plan.sites:
+            for plan in self.plan.sites:
                 for place, point in enumerate(plan.points):
                     read = partial(self._read, plan, place)
                     hooks.enter_context(hooked(self._adapter, point, read))
-            for batch in split(samples, self._batch_size):
-                yield self._capture(batch)
+            for rows, (count, n_tokens) in zip(self.batches, self._sizes, strict=True):
+                shapes = {
+                    each.key: (count, *each.row_shape_at(n_tokens)) for each in self.plan.sites
+                }
+                yield self._capture(self.samples.batch(rows), shapes, n_tokens)
 
-    def _capture(self, batch: SampleBatch) -> CapturedBatch:
+    def _capture(
+        self, batch: SampleBatch, shapes: Mapping[str, tuple[int, ...]], n_tokens: int
+    ) -> CapturedBatch:
         slot = self._ring.take()
         try:
-            count = next(iter(batch.inputs.values())).shape[0]
-            slot.poison(count)
-            self._slot, self._count = slot, count
-            self._forward(to_device(batch.inputs, self._adapter.device))
-            slot.send_to_host(count, self._ring.copy_stream)
+            slot.begin(shapes)
+            self._slot, self._ends = slot, self._find_ends(batch.rows, n_tokens)
+            self._forward(to_device(batch.inputs, self._adapter.device), len(batch.rows))
+            for plan in self.plan.sites:
+                self._ends.clear_padding(plan, slot.device[plan.key])
+            slot.send_to_host(self._ring.copy_stream)
         except BaseException:
             self._ring.give_back(slot)
             raise
-        return CapturedBatch(batch, count, slot, self._ring)
+        return CapturedBatch(batch, slot, self._ring)
 
-    def _forward(self, inputs: Mapping[str, Tensor]) -> None:
-        self._unread = sum(len(plan.points) for plan in self._plan.sites)
+    def _find_ends(self, rows: Rows, n_tokens: int) -> "_Ends":
+        lengths_B = batch_lengths(self.samples, rows)
+        if lengths_B is None:
+            return self._same_ends
+        index_BP, is_there_BP = kept_positions(self.plan.positions or (), lengths_B)
+        beyond, absent = padding(lengths_B, n_tokens), (~is_there_BP).nonzero()
+        arrays = dict(zip("rtspi", (*beyond, *absent, index_BP), strict=True))
+        found = to_device(arrays, self._adapter.device)
+        return _Ends(
+            found["i"],
+            padding=(found["r"], found["t"]) if beyond[0].size else None,
+            absent=(found["s"], found["p"]) if absent[0].size else None,
+        )
+
+    def _forward(self, inputs: Mapping[str, Tensor], count: int) -> None:
+        self._unread = sum(len(plan.points) for plan in self.plan.sites)
+        self._reading = True
         try:
-            with torch.inference_mode(), _memory_advice(self._adapter.device, self._count):
+            with torch.inference_mode(), _memory_advice(self._adapter.device, count):
                 self._adapter.forward(inputs)
         except _AllRead:
             return
+        finally:
+            self._reading = False
         raise CaptureError(f"{self._unread} of the sites asked for did not run in the forward pass")
 
     def _read(self, plan: SitePlan, place: int, acts: Tensor) -> None:
         """Copy one activation into its place; called by the hooks."""
+        if not self._reading:  # who takes the batches may run the model too
+            return
         assert self._slot is not None
-        target = self._slot.device[plan.key][: self._count]
+        target = self._slot.device[plan.key]
         if plan.site.per_layer:
             target = target[:, place]
         if plan.positions is not None:
-            chosen = self._ring.positions
-            acts = acts.index_select(plan.position_axis, chosen)
+            acts = self._ends.keep_positions(acts, plan.position_axis)
         if acts.shape != target.shape:
             raise CaptureError(
                 f"{plan.key} changed its shape: {list(acts.shape)}, planned {list(target.shape)}"
@@ -153,12 +198,6 @@ class CaptureEngine:
         self._unread -= 1
         if not self._unread:
             raise _AllRead
-
-
-def split(samples: SampleSource, batch_size: int) -> Iterator[SampleBatch]:
-    """Go through the samples in batches."""
-    for start in range(0, len(samples), batch_size):
-        yield samples.batch(start, min(start + batch_size, len(samples)))
 
 
 def to_device(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
@@ -171,101 +210,44 @@ def to_device(inputs: Mapping[str, NDArray[Any]], device: torch.device) -> dict[
     }
 
 
-def ring_bytes(plan: CapturePlan, batch_size: int, device: torch.device) -> int:
-    """Host memory that the ring takes."""
-    return RING_SLOTS[device.type] * batch_size * plan.row_bytes
-
-
 @contextmanager
 def _memory_advice(device: torch.device, count: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise CaptureError(
-            f"{device} is out of memory with {count} samples in a batch: lower --batch-size"
+            f"{device} is out of memory with {count} samples in a batch: lower "
+            f"--batch-size or --batch-tokens"
         ) from error
 
 
-@dataclass
-class _Slot:
-    """The buffers of one batch: where hooks write, and where the consumer reads."""
+@dataclass(frozen=True)
+class _Ends:
+    """Which tokens of a batch are kept, and which are there at all."""
 
-    device: dict[str, Tensor]
-    host: dict[str, Tensor]
-    totals: Tensor
-    """One float32 sum per site, on the host; not finite if any value is not."""
+    positions: Tensor
+    """Chosen tokens: (P,) where all samples have one length, else (B, P)."""
 
-    arrived: torch.cuda.Event | None = None
+    padding: _Places | None = None
+    """(sample, token) pairs beyond the end of a sample."""
 
-    def poison(self, count: int) -> None:
-        for buffer in self.device.values():
-            buffer[:count].fill_(math.nan)
+    absent: _Places | None = None
+    """(sample, kept place) pairs where a sample has no such token."""
 
-    def send_to_host(self, count: int, stream: torch.cuda.Stream | None) -> None:
-        totals = torch.stack(
-            [buffer[:count].sum(dtype=torch.float32) for buffer in self.device.values()]
-        )
-        if stream is None:
-            self._copy(count, totals, wait=True)
-            return
-        stream.wait_stream(torch.cuda.current_stream(stream.device))
-        with torch.cuda.stream(stream):
-            self._copy(count, totals, wait=False)
-            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
-            self.arrived.record(stream)
-        totals.record_stream(stream)
+    def keep_positions(self, acts: Tensor, axis: int) -> Tensor:
+        """Return the chosen tokens along an axis of a hooked tensor."""
+        chosen = self.positions.to(acts.device)
+        if chosen.ndim == 1:
+            return acts.index_select(axis, chosen)
+        rows_B1 = torch.arange(len(chosen), device=acts.device)[:, None]
+        return acts.movedim(axis, 1)[rows_B1, chosen].movedim(1, axis)
 
-    def _copy(self, count: int, totals: Tensor, *, wait: bool) -> None:
-        """Copy to the host; only with a stream and its event may that go on in the background."""
-        self.totals.copy_(totals, non_blocking=not wait)
-        for key, buffer in self.device.items():
-            if self.host[key] is not buffer:
-                self.host[key][:count].copy_(buffer[:count], non_blocking=not wait)
-
-
-@dataclass
-class _Ring:
-    """The slots, and a queue of those that are free."""
-
-    plan: CapturePlan
-    batch_size: int
-    torch_device: torch.device
-    copy_stream: torch.cuda.Stream | None = None
-    _free: "queue.SimpleQueue[_Slot]" = field(default_factory=queue.SimpleQueue)
-
-    def __post_init__(self) -> None:
-        device = self.torch_device
-        if device.type == "cuda":
-            self.copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
-        self.positions = torch.tensor(self.plan.positions or (), device=self.torch_device).long()
-        for _ in range(RING_SLOTS[self.torch_device.type]):
-            self._free.put(self._new_slot())
-
-    def take(self) -> _Slot:
-        """Wait for a free slot."""
-        return self._free.get()
-
-    def give_back(self, slot: _Slot) -> None:
-        self._free.put(slot)
-
-    def _new_slot(self) -> _Slot:
-        on_host = self.torch_device.type == "cpu"
-        host = {each.key: self._host_buffer(each) for each in self.plan.sites}
-        device = host if on_host else {key: self._on_device(each) for key, each in host.items()}
-        totals = torch.zeros(len(host), pin_memory=self.torch_device.type == "cuda")
-        return _Slot(device, host, totals)
-
-    def _on_device(self, buffer: Tensor) -> Tensor:
-        return torch.empty_like(buffer, device=self.torch_device)
-
-    def _host_buffer(self, site: SitePlan) -> Tensor:
-        """A buffer on a page boundary, pinned where a GPU copies into it."""
-        shape, dtype = (self.batch_size, *site.row_shape), self.plan.dtype
-        n_bytes = math.prod(shape) * dtype.itemsize
-        raw = torch.empty(
-            n_bytes + _ALIGNMENT,
-            dtype=torch.uint8,
-            pin_memory=self.torch_device.type == "cuda",
-        )
-        skip = -raw.data_ptr() % _ALIGNMENT
-        return raw[skip : skip + n_bytes].view(dtype).view(shape)
+    def clear_padding(self, plan: SitePlan, acts: Tensor) -> None:
+        """Put 0 where there is no token, along all token axes of a site's buffer."""
+        for axis in plan.token_axes:
+            places = self.padding
+            if plan.positions is not None and axis == plan.position_axis - 1:
+                places = self.absent
+            if places is not None:
+                layers = 1 if plan.site.per_layer else 0
+                acts.movedim(1 + layers + axis, 1)[places] = 0

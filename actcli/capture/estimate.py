@@ -2,31 +2,35 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 
 import torch
 
-from actcli.capture.engine import ring_bytes
 from actcli.capture.plan import CapturePlan
+from actcli.capture.ring import ring_bytes
 from actcli.models.adapter import ModelAdapter
-from actcli.samples.source import SampleSource
+from actcli.samples.batching import measure_batches
+from actcli.samples.source import Rows, SampleSource
 
 
 def peak_memory(
     adapter: ModelAdapter,
     plan: CapturePlan,
     samples: SampleSource,
-    batch_size: int,
+    batches: Sequence[Rows],
     *,
     device: torch.device,
 ) -> int:
     """Estimate the peak host memory of a capture, in bytes.
 
     This process as it is now (Python and PyTorch), plus the ring of buffers, plus on the CPU the
-    weights and the intermediate values of one batch.
+    weights and the intermediate values of the largest of the batches.
     """
-    total = _resident_bytes() + ring_bytes(plan, batch_size, device)
+    sizes = measure_batches(samples, batches)
+    total = _resident_bytes() + ring_bytes(plan, sizes, device)
     if device.type == "cpu":
-        total += adapter.n_bytes + adapter.working_bytes(batch_size * samples.n_tokens)
+        most_tokens = max((count * n_tokens for count, n_tokens in sizes), default=0)
+        total += adapter.n_bytes + adapter.working_bytes(most_tokens)
     return total
 
 

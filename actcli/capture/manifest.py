@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,13 +20,18 @@ from actcli.capture.plan import CapturePlan
 from actcli.capture.record import Recording
 from actcli.capture.verify import Verification
 from actcli.models.adapter import ModelAdapter
-from actcli.samples.source import SampleSource
+from actcli.samples.batching import measure_batches
+from actcli.samples.source import Rows, SampleSource
 
 SCHEMA_VERSION = 1
 
 
 def describe_run(
-    config: Mapping[str, Any], adapter: ModelAdapter, plan: CapturePlan, samples: SampleSource
+    config: Mapping[str, Any],
+    adapter: ModelAdapter,
+    plan: CapturePlan,
+    samples: SampleSource,
+    batches: Sequence[Rows],
 ) -> dict[str, Any]:
     """What is known before the run: configuration, versions, fingerprints of model and data."""
     return {
@@ -50,6 +55,18 @@ def describe_run(
         "device": device_name(adapter.device),
         "layers": list(plan.layers),
         "positions": None if plan.positions is None else list(plan.positions),
+        "batches": _describe_batches(samples, batches),
+    }
+
+
+def _describe_batches(samples: SampleSource, batches: Sequence[Rows]) -> dict[str, Any]:
+    """What ran together: on some devices results depend on it in their last bits."""
+    sizes = measure_batches(samples, batches)
+    return {
+        "count": len(sizes),
+        "order": "as given" if samples.lengths is None else "longest first",
+        "most_samples": max((each.n_samples for each in sizes), default=0),
+        "most_tokens": max((each.n_samples * each.n_tokens for each in sizes), default=0),
     }
 
 

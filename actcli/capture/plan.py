@@ -7,14 +7,15 @@ the model was loaded without weights, so that a plan costs nothing.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
+from actcli.capture.hooks import hooked
 from actcli.errors import CaptureError, UsageError
 from actcli.models.adapter import HookPoint, ModelAdapter
 from actcli.samples.source import SampleSource
@@ -22,6 +23,8 @@ from actcli.sites import Site, find_site
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PROBE = 3  # copies of the first sample; few first axes but the batch's are 3 long
+_SHORT_ENOUGH = 16  # tokens that samples of one length may have to be run as they are
+_PROBE_TOKENS = 7  # of longer ones; few axes but that of the tokens are 7 long
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,18 @@ class SitePlan:
     """One per chosen layer, or a single one."""
 
     point_shape: tuple[int, ...]
-    """Shape at one hook point, without the batch axis and after the choice of positions."""
+    """Shape at one hook point for the longest sample, without the batch axis and after the choice
+    of positions."""
 
-    positions: tuple[int, ...] | None
-    """Chosen tokens; None for all, or where the site has no token axis."""
+    token_axes: tuple[int, ...]
+    """Axes of that shape whose places are tokens."""
+
+    dtype: torch.dtype
+    """Storage dtype."""
+
+    positions: tuple[int, ...] | None = None
+    """Chosen tokens; None for all, or where the site has no token axis. Negative ones, which stand
+    only where samples differ in length, count from each sample's own end."""
 
     @property
     def key(self) -> str:
@@ -45,15 +56,25 @@ class SitePlan:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one sample: with the layer axis first, where the site has layers."""
-        layers = (len(self.points),) if self.site.per_layer else ()
-        return layers + self.point_shape
+        """Shape of one sample in a dump: with the layer axis first, where the site has layers."""
+        return self._with_layers(self.point_shape)
+
+    def row_shape_at(self, n_tokens: int) -> tuple[int, ...]:
+        """Shape of one sample in a batch whose longest sample has so many tokens."""
+        chosen = self.position_axis - 1 if self.positions is not None else None
+        grown = set(self.token_axes) - {chosen}
+        return self._with_layers(
+            tuple(n_tokens if axis in grown else n for axis, n in enumerate(self.point_shape))
+        )
 
     @property
     def position_axis(self) -> int:
         """The axis of a hooked tensor (batch first) along which positions are chosen."""
         axes = [axis for axis in self.site.axes if axis != "L"]
         return axes.index("T") if "T" in axes else 1
+
+    def _with_layers(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (len(self.points), *shape) if self.site.per_layer else shape
 
 
 @dataclass(frozen=True)
@@ -69,11 +90,12 @@ class CapturePlan:
 
     positions: tuple[int, ...] | None
     dtype: torch.dtype
+    """Storage dtype of what does not ask for another."""
 
     @property
     def row_bytes(self) -> int:
         """Bytes that one sample takes in storage."""
-        return sum(math.prod(each.row_shape) for each in self.sites) * self.dtype.itemsize
+        return sum(math.prod(each.row_shape) * each.dtype.itemsize for each in self.sites)
 
 
 def make_plan(
@@ -92,8 +114,8 @@ def make_plan(
         samples: what it will read; the first ones are run to learn the shapes.
         outputs: site names, checked (`actcli.sites.check_outputs`).
         layers: layers to keep of the per-layer sites.
-        positions: tokens to keep, None for all.
-        dtype: storage dtype of the activations.
+        positions: tokens to keep, None for all; negative ones only where samples differ in length.
+        dtype: storage dtype of the activations, where a site does not ask for another.
 
     Raises:
         CaptureError: the model lacks a site, or it cannot be captured.
@@ -109,12 +131,28 @@ def make_plan(
     _check_positions(activations, positions)
     adapter.prepare(outputs)
     points = {site.name: adapter.points(site.name, layers) for site in activations}
-    shapes = _trace(adapter, points, _probe_inputs(adapter, samples)) if points else {}
+    probe = _probe_inputs(adapter, samples)
+    shapes = _trace(adapter, points, probe) if points else {}
     chosen = None if positions is None else tuple(positions)
+    lengths = _Lengths(probe["tokens"].shape[1], samples.n_tokens, chosen)
     plans = tuple(
-        _site_plan(site, points[site.name], shapes[site.name], chosen) for site in activations
+        _site_plan(site, points[site.name], shapes[site.name], lengths, dtype)
+        for site in activations
     )
     return CapturePlan(plans, parameters, tuple(layers), chosen, dtype)
+
+
+class _Lengths(NamedTuple):
+    """What token axes have."""
+
+    probed: int
+    """Tokens in the probe."""
+
+    longest: int
+    """Tokens of the longest sample."""
+
+    positions: tuple[int, ...] | None
+    """Chosen ones."""
 
 
 def _check_positions(activations: Sequence[Site], positions: Sequence[int] | None) -> None:
@@ -138,22 +176,46 @@ def _site_plan(
     site: Site,
     points: tuple[HookPoint, ...],
     shapes: set[tuple[int, ...]],
-    positions: tuple[int, ...] | None,
+    lengths: _Lengths,
+    dtype: torch.dtype,
 ) -> SitePlan:
     if len(shapes) != 1:
         raise CaptureError(f"{site.name} has different shapes in different layers: {shapes}")
-    (shape,) = shapes
-    has_tokens = "T" in site.axes
-    plan = SitePlan(site, points, shape, positions if has_tokens else None)
-    if plan.positions is None:
+    (probed,) = shapes
+    token_axes = _token_axes(site, probed, lengths.probed)
+    shape = [lengths.longest if axis in token_axes else n for axis, n in enumerate(probed)]
+    plan = SitePlan(site, points, tuple(shape), token_axes, points[0].dtype or dtype)
+    if lengths.positions is None or "T" not in site.axes:
         return plan
-    axis = plan.position_axis - 1
-    kept = (*shape[:axis], len(plan.positions), *shape[axis + 1 :])
-    return SitePlan(site, points, kept, plan.positions)
+    shape[plan.position_axis - 1] = len(lengths.positions)
+    return replace(plan, point_shape=tuple(shape), positions=lengths.positions)
+
+
+def _token_axes(site: Site, shape: tuple[int, ...], n_tokens: int) -> tuple[int, ...]:
+    """The axes of a probed shape, without the batch's, that are as long as the sample.
+
+    Raises:
+        CaptureError: an axis that the site says is of tokens is not.
+    """
+    if not site.axes:
+        return (0,) if shape[:1] == (n_tokens,) else ()
+    named = [axis for axis in site.axes if axis not in ("N", "L")]
+    axes = tuple(place for place, axis in enumerate(named) if axis in ("T", "S"))
+    if any(axis >= len(shape) or shape[axis] != n_tokens for axis in axes):
+        raise CaptureError(
+            f"{site.name} is {list(shape)} for a sample of {n_tokens} tokens, expected the axes "
+            f"{', '.join(named)}"
+        )
+    return axes
 
 
 def _probe_inputs(adapter: ModelAdapter, samples: SampleSource) -> dict[str, Tensor]:
-    inputs = samples.batch(0, 1).inputs
+    """Copies of the first sample; of long ones a few tokens, since only shapes are of interest."""
+    inputs = dict(samples.batch(range(1)).inputs)
+    is_long = samples.lengths is not None or samples.n_tokens > _SHORT_ENOUGH
+    if is_long and set(inputs) == {"tokens"}:
+        n_tokens = min(_PROBE_TOKENS, adapter.max_tokens)
+        inputs["tokens"] = np.resize(inputs["tokens"], (1, n_tokens))
     return {
         name: torch.from_numpy(array).repeat(_PROBE, *[1] * (array.ndim - 1)).to(adapter.device)
         for name, array in inputs.items()
@@ -200,35 +262,3 @@ def flatten(
     for site, each in points.items():
         for index, point in enumerate(each):
             yield site, index, point
-
-
-def hooked(adapter: ModelAdapter, point: HookPoint, read: Any) -> RemovableHandle:
-    """Have `read(activation)` called whenever the point's module runs, until the handle closes.
-
-    Raises:
-        CaptureError: from within the forward, when the hooked value is not a tensor.
-    """
-    module = adapter.net.get_submodule(point.module)
-
-    def on_output(_module: object, _args: object, output: object) -> None:
-        read(point.view(_tensor(point, output)))
-
-    def on_input(_module: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        value = args[0] if args else next(iter(kwargs.values()), None)
-        read(point.view(_tensor(point, value)))
-
-    if point.side == "input":
-        return module.register_forward_pre_hook(on_input, with_kwargs=True)
-    return module.register_forward_hook(on_output)
-
-
-def _tensor(point: HookPoint, value: object) -> Tensor:
-    """The activation itself: blocks of some families return it first in a tuple."""
-    if isinstance(value, tuple) and value:
-        value = value[0]
-    if not isinstance(value, Tensor):
-        raise CaptureError(
-            f"module {point.module} gives {type(value).__name__}, not a tensor: "
-            f"it cannot be captured"
-        )
-    return value

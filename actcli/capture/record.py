@@ -2,21 +2,26 @@
 
 One background thread takes finished batches from the engine's ring and writes them; the model waits
 only when the ring is empty, that is when the disk is slower than the model.
+
+Axis letters: N samples, B samples of a batch, P kept positions.
 """
 
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from actcli.capture.engine import CapturedBatch, CaptureEngine, split
+from actcli.capture.engine import CapturedBatch, CaptureEngine
 from actcli.capture.plan import CapturePlan
+from actcli.capture.positions import kept_mask
+from actcli.capture.row_writer import RowWriter, WriteRows, as_integers
+from actcli.samples.batching import batch_lengths
 from actcli.samples.source import SampleBatch, SampleSource
 from actcli.store.header import TensorInfo
 
@@ -25,11 +30,12 @@ STORED_DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
 }
 
-
-WriteRows = Callable[[str, int, memoryview], None]
-"""Takes a key, the number of the first row, and the bytes of rows: `DumpWriter.write_rows`."""
+MASK = "mask"
+"""The key under which sources store which tokens are real, (N, T)."""
 
 Written = tuple[int, Mapping[str, int]]
 """How many samples a batch had, and how many values of each key are not finite."""
@@ -50,13 +56,18 @@ class Recording:
 
 def dump_tensors(plan: CapturePlan, samples: SampleSource) -> dict[str, TensorInfo]:
     """Every tensor that a dump of this plan holds, in the order in which it lists them."""
-    stored_as, n = STORED_DTYPES[plan.dtype], len(samples)
-    activations = {each.key: TensorInfo(stored_as, (n, *each.row_shape)) for each in plan.sites}
+    n = len(samples)
+    activations = {
+        each.key: TensorInfo(STORED_DTYPES[each.dtype], (n, *each.row_shape)) for each in plan.sites
+    }
     parameters = {
         key: TensorInfo(STORED_DTYPES[parameter_dtype(key, plan)], tuple(tensor.shape))
         for key, tensor in plan.parameters.items()
     }
-    return activations | parameters | dict(samples.stored)
+    stored = dict(samples.stored)
+    if MASK in stored and plan.positions is not None:
+        stored[MASK] = replace(stored[MASK], shape=(n, len(plan.positions)))
+    return activations | parameters | stored
 
 
 def parameter_dtype(key: str, plan: CapturePlan) -> torch.dtype:
@@ -65,34 +76,26 @@ def parameter_dtype(key: str, plan: CapturePlan) -> torch.dtype:
 
 
 def record(
-    engine: CaptureEngine,
-    plan: CapturePlan,
-    samples: SampleSource,
-    write_rows: WriteRows,
-    *,
-    batch_size: int,
-    advance: Callable[[int], None],
+    engine: CaptureEngine, write_rows: WriteRows, *, advance: Callable[[int], None]
 ) -> Recording:
-    """Run the engine over all samples and write what it captures.
+    """Run the engine over its samples and write what it captures.
 
     Args:
-        engine: made for the plan.
-        plan: what is captured.
-        samples: what the model reads.
-        write_rows: takes the rows.
-        batch_size: samples per step where nothing is captured and only the samples are stored.
+        engine: knows the plan, the samples and their batches.
+        write_rows: takes the rows, each at its number, in the order in which they come.
         advance: called with the number of samples done since the last call.
 
     Raises:
         ActcliError: whatever stops the model or the writing; the background thread has ended.
     """
     recording, began = Recording(), time.perf_counter()
-    for key, tensor in plan.parameters.items():
-        write_rows(key, 0, as_bytes(tensor.to(parameter_dtype(key, plan)).cpu()))
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="dump-writer") as writer:
+    for key, tensor in engine.plan.parameters.items():
+        values = as_integers(tensor.to(parameter_dtype(key, engine.plan)).cpu())
+        write_rows(key, 0, values.data)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="dump-writer") as thread:
         pending: deque[Future[Written]] = deque()
-        for write in _writes(engine, plan, samples, write_rows, batch_size=batch_size):
-            pending.append(writer.submit(write))
+        for write in _writes(engine, RowWriter(write_rows)):
+            pending.append(thread.submit(write))
             while pending and pending[0].done():
                 _count(recording, pending.popleft(), advance)
         for each in pending:
@@ -101,26 +104,14 @@ def record(
     return recording
 
 
-def as_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, without a copy."""
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def _writes(
-    engine: CaptureEngine,
-    plan: CapturePlan,
-    samples: SampleSource,
-    write_rows: WriteRows,
-    *,
-    batch_size: int,
-) -> Iterator[Callable[[], Written]]:
+def _writes(engine: CaptureEngine, writer: RowWriter) -> Iterator[Callable[[], Written]]:
     """Give what is left to do for each batch, once the model is through with it."""
-    if plan.sites:
-        for captured in engine.run(samples):
-            yield partial(_write_batch, captured, write_rows)
+    if engine.plan.sites:
+        for captured in engine.run():
+            yield partial(_write_batch, captured, engine, writer)
     else:
-        for batch in split(samples, batch_size):
-            yield partial(_write_samples, batch, write_rows)
+        for rows in engine.batches:
+            yield partial(_write_samples, engine.samples.batch(rows), engine, writer)
 
 
 def _count(
@@ -135,18 +126,39 @@ def _count(
     advance(count)
 
 
-def _write_batch(batch: CapturedBatch, write_rows: WriteRows) -> Written:
+def _write_batch(batch: CapturedBatch, engine: CaptureEngine, writer: RowWriter) -> Written:
     try:
         batch.wait()
-        for key in batch.keys:
-            write_rows(key, batch.start, as_bytes(batch.rows(key)))
-        count, _nothing = _write_samples(batch.samples, write_rows)
+        for site in engine.plan.sites:
+            writer.write(
+                site.key,
+                batch.rows_of_samples,
+                as_integers(batch.rows(site.key)),
+                row_shape=site.row_shape,
+            )
+        count, _nothing = _write_samples(batch.samples, engine, writer)
         return count, batch.non_finite()
     finally:
         batch.release()
 
 
-def _write_samples(batch: SampleBatch, write_rows: WriteRows) -> Written:
-    for key, rows in batch.stored.items():
-        write_rows(key, batch.start, np.ascontiguousarray(rows).data)
-    return len(next(iter(batch.stored.values()))), {}
+def _write_samples(batch: SampleBatch, engine: CaptureEngine, writer: RowWriter) -> Written:
+    stored = dict(batch.stored)
+    positions = engine.plan.positions
+    if MASK in stored and positions is not None:
+        stored[MASK] = _mask_of_positions(stored[MASK], batch, engine, positions)
+    for key, values in stored.items():
+        writer.write(key, batch.rows, values, row_shape=values.shape[1:])
+    return len(batch.rows), {}
+
+
+def _mask_of_positions(
+    mask_BT: NDArray[np.uint8],
+    batch: SampleBatch,
+    engine: CaptureEngine,
+    positions: tuple[int, ...],
+) -> NDArray[np.uint8]:
+    lengths_B = batch_lengths(engine.samples, batch.rows)
+    if lengths_B is None:
+        return mask_BT[:, list(positions)]
+    return kept_mask(mask_BT, positions, lengths_B)

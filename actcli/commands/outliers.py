@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from actcli import completion
 from actcli.errors import DumpError, UsageError
+from actcli.sites import SITES
 from actcli.terminal.config import OUTPUT_PANEL, CommandConfig
 from actcli.terminal.console import Output
 from actcli.terminal.fields import Cli, IntRanges
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from actcli.reports.outliers import ComparedOutliersReport, OutlierReport
-    from actcli.store.reader import Dump
+    from actcli.store.reader import Dump, StoredTensor
 
 _SUFFIXES = (".json", ".csv", ".png")
 _WHAT = "What counts"
 _ESTIMATES = "Estimates"
 _TABLES = "Tables"
+
+_MASK = "mask"
+_WITHOUT_TOKENS = {site.name for site in SITES if site.axes and "T" not in site.axes}
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -100,7 +104,7 @@ def outliers(config: OutliersConfig) -> None:
 
     Which hidden dimensions are far from zero, in which layers and at which tokens, how large they
     are, and at which layer they appear. All numbers are exact unless you ask for an estimate, and
-    memory stays small whatever the file's size.
+    memory stays small whatever the file's size. Padding, which the dump's mask tells, never counts.
     """
     from actcli.render.records import check_report_target, write_outliers
 
@@ -146,8 +150,14 @@ def _analyse(config: OutliersConfig, output: Output) -> "OutlierReport | Compare
 def _check(dump: "Dump", key: str, config: OutliersConfig) -> None:
     """Refuse a key or a choice of layers before any work is done."""
     from actcli.analysis.activation_chunks import ActivationChunks
+    from actcli.analysis.token_mask import TokenMask
 
-    ActivationChunks(dump.tensor(key), _chosen_layers(dump, key, config))
+    mask = _mask(dump, key)
+    ActivationChunks(
+        dump.tensor(key),
+        _chosen_layers(dump, key, config),
+        mask=None if mask is None else TokenMask(mask),
+    )
 
 
 def _count(dump: "Dump", key: str, config: OutliersConfig, output: Output) -> "OutlierReport":
@@ -164,6 +174,7 @@ def _count(dump: "Dump", key: str, config: OutliersConfig, output: Output) -> "O
             threshold=config.threshold,
             min_layer_fraction=config.min_layer_fraction if config.layer_fraction else None,
             layers=_chosen_layers(dump, key, config),
+            mask=_mask(dump, key),
             layer_names=_layer_names(dump, key),
             token_names=_recorded(dump, "positions", _axis_length(dump, key, "T")),
             sampling=Sampling(config.iqr_samples, config.outlier_samples, config.iqr_seed),
@@ -172,6 +183,15 @@ def _count(dump: "Dump", key: str, config: OutliersConfig, output: Output) -> "O
         )
     _warn_of_non_finite(report, output)
     return report
+
+
+def _mask(dump: "Dump", key: str) -> "StoredTensor | None":
+    """Return which tokens are real, where the dump says so and the key has tokens."""
+    if _MASK not in dump.header.tensors:
+        return None
+    if key in _WITHOUT_TOKENS:
+        return None
+    return dump.tensor(_MASK)
 
 
 def _chosen_layers(dump: "Dump", key: str, config: OutliersConfig) -> list[int] | None:

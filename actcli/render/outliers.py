@@ -68,6 +68,8 @@ def _summary(report: OutlierReport) -> Iterable[tuple[str, str]]:
     yield "Tensor shape", str(tuple(report.shape))
     if report.layers != tuple(range(len(report.layers))):
         yield "Layers", ", ".join(map(str, report.layers))
+    if report.masked_positions:
+        yield "Positions masked out (padding)", f"{report.masked_positions:,}"
     yield "Elements > threshold", f"{report.element_hits:,}"
     yield from _non_finite_rows(report)
     yield "Outlier occurrences", f"{report.outlier_occurrences:,}"

@@ -86,8 +86,12 @@ class OutlierReport(Report):
     tokens: tuple[int, ...]
     """The token positions, as the model numbers them; counts by token are in this order."""
 
+    masked_positions: int
+    """(sample, token) places that the dump's mask leaves out of every number here: padding. 0 where
+    it has none."""
+
     total_elements: int
-    """N L T H, of the analysed layers."""
+    """N L T H, of the analysed layers, without what is masked out."""
 
     nan_count: int
     """Elements that are NaN."""
@@ -108,7 +112,7 @@ class OutlierReport(Report):
     """outlier_occurrences / total_elements."""
 
     location_total: int
-    """N T H."""
+    """N T H, without what is masked out."""
 
     location_outliers: int | None
     """Locations that keep the layer rule."""

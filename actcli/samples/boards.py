@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actcli.samples.source import SampleBatch
+from actcli.samples.source import Rows, SampleBatch, as_index
 from actcli.samples.steps import N_CELLS, StepsData, Survey
 from actcli.store.header import TensorInfo
 
@@ -30,6 +30,11 @@ class GivenBoards:
         return int(self._boards_NT.shape[1])
 
     @property
+    def lengths(self) -> None:
+        """All boards have `n_tokens`."""
+        return None
+
+    @property
     def largest_token(self) -> int:
         """The largest exponent on any board."""
         return int(self._boards_NT.max(initial=0))
@@ -39,10 +44,10 @@ class GivenBoards:
         """`boards` (N, T) uint8."""
         return {"boards": TensorInfo("U8", self._boards_NT.shape)}
 
-    def batch(self, start: int, stop: int) -> SampleBatch:
+    def batch(self, rows: Rows) -> SampleBatch:
         """Boards as tokens (B, T) for the model, and as they are."""
-        boards_BT = self._boards_NT[start:stop]
-        return SampleBatch(start, {"tokens": boards_BT.astype(np.int64)}, {"boards": boards_BT})
+        boards_BT = self._boards_NT[as_index(rows)]
+        return SampleBatch(rows, {"tokens": boards_BT.astype(np.int64)}, {"boards": boards_BT})
 
     def manifest(self) -> dict[str, Any]:
         """Nothing is known of where they come from."""
@@ -69,6 +74,11 @@ class BoardSamples:
         return N_CELLS
 
     @property
+    def lengths(self) -> None:
+        """All boards have `n_tokens`."""
+        return None
+
+    @property
     def largest_token(self) -> int:
         """The largest exponent on a chosen board."""
         return self.survey.largest_tile
@@ -81,12 +91,12 @@ class BoardSamples:
             "boards": TensorInfo("U8", (len(self), N_CELLS)),
         }
 
-    def batch(self, start: int, stop: int) -> SampleBatch:
+    def batch(self, rows: Rows) -> SampleBatch:
         """Boards as tokens (B, 16) for the model, and as uint8 for the dump."""
-        indices_B = self.indices[start:stop]
+        indices_B = self.indices[as_index(rows)]
         boards_BT = self.steps.boards(indices_B)
         return SampleBatch(
-            start,
+            rows,
             inputs={"tokens": boards_BT.astype(np.int64)},
             stored={"indices": indices_B, "boards": boards_BT},
         )

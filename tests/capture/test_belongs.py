@@ -10,6 +10,7 @@ from actcli.capture.belongs import check_belongs
 from actcli.commands.dump import DumpConfig, dump
 from actcli.errors import DumpError
 from actcli.models import load_model
+from actcli.samples.boards import GivenBoards
 from actcli.store.reader import open_dump
 from tests.golden import DATA, DUMPS, MODELS
 
@@ -18,7 +19,8 @@ MODEL = MODELS / "b_ev_gqa"
 
 def check(path, model, row=0):
     with open_dump(path) as found:
-        check_belongs(found, load_model(str(model)), boards=read_boards(found, [row]), row=row)
+        sample = GivenBoards(read_boards(found, [row]))
+        check_belongs(found, load_model(str(model)), sample=sample, row=row)
 
 
 def make_dump(path, **options):

@@ -11,14 +11,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from actcli.capture.engine import CaptureEngine, _Slot
+from actcli.capture.engine import CaptureEngine
 from actcli.capture.plan import make_plan
+from actcli.capture.ring import Slot
 from actcli.errors import CaptureError
+from actcli.samples.batching import plan_batches
 from actcli.sites import SITES
 from tests.capture.helpers import board_samples, make_adapter
 
-ACTIVATIONS = tuple(site.name for site in SITES if not site.is_parameter)
+NOT_OF_BOARDS = ("mlp_input_normed", "resid_mid", "logits", "logits_top", "logits_top_ids")
+ACTIVATIONS = tuple(
+    site.name for site in SITES if not site.is_parameter and site.name not in NOT_OF_BOARDS
+)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def make_engine(adapter, plan, samples, batch_size):
+    batches = plan_batches(samples, batch_size=batch_size, batch_tokens=0)
+    return CaptureEngine(adapter, plan, samples, batches=batches)
 
 
 def capture(adapter, samples, outputs, *, batch_size=4, dtype=torch.float32, **choice):
@@ -27,7 +37,7 @@ def capture(adapter, samples, outputs, *, batch_size=4, dtype=torch.float32, **c
         adapter, samples, outputs, layers=layers, positions=choice.get("positions"), dtype=dtype
     )
     kept = {key: [] for key in outputs}
-    for batch in CaptureEngine(adapter, plan, batch_size=batch_size).run(samples):
+    for batch in make_engine(adapter, plan, samples, batch_size).run():
         batch.wait()
         for key in outputs:
             kept[key].append(batch.rows(key).clone())
@@ -90,7 +100,7 @@ def adapter(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(adapter):
-    tokens = torch.from_numpy(board_samples(10).batch(0, 10).inputs["tokens"])
+    tokens = torch.from_numpy(board_samples(10).batch(range(10)).inputs["tokens"])
     with torch.no_grad():
         return slow_sites(adapter.net, tokens)
 
@@ -106,6 +116,12 @@ def test_every_site_equals_the_slow_computation(name, device, slow, tmp_path):
     found = capture(adapter, board_samples(10), (name,))[name]
     assert found.shape == slow[name].shape
     close(found, slow[name])
+
+
+@pytest.mark.parametrize("name", NOT_OF_BOARDS)
+def test_a_site_that_the_model_lacks_is_refused_by_name(name, adapter):
+    with pytest.raises(CaptureError, match=f"2048 encoder.* has no site '{name}'"):
+        capture(adapter, board_samples(2), (name,))
 
 
 def test_the_site_table_tells_the_axes(adapter, slow):
@@ -188,11 +204,11 @@ def fickle(tmp_path):
 def run_later(adapter, mood, outputs=("final_hidden",)):
     samples = board_samples(4)
     plan = make_plan(adapter, samples, outputs, layers=(0,), positions=None, dtype=torch.float32)
-    engine = CaptureEngine(adapter, plan, batch_size=2)
+    engine = make_engine(adapter, plan, samples, 2)
     adapter.net.final_ln.mood = mood
     if mood == "absent":
         adapter.net.final_ln = nn.Identity()
-    return list(engine.run(samples))
+    return list(engine.run())
 
 
 def test_a_changed_shape_is_an_error(fickle):
@@ -228,7 +244,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path):
         dtype=torch.float32,
     )
     counts = Counter()
-    for batch in CaptureEngine(adapter, plan, batch_size=4).run(samples):
+    for batch in make_engine(adapter, plan, samples, 4).run():
         counts.update(batch.non_finite())
         batch.release()
     assert counts == {"attn_norm": 6 * 16}
@@ -247,7 +263,7 @@ def test_large_finite_values_are_not_taken_for_infinite(tmp_path):
         positions=None,
         dtype=torch.float32,
     )
-    (batch,) = CaptureEngine(adapter, plan, batch_size=4).run(board_samples(4))
+    (batch,) = make_engine(adapter, plan, board_samples(4), 4).run()
     assert not math.isfinite(batch.rows("embeddings").sum())
     assert batch.non_finite() == {}
 
@@ -267,9 +283,9 @@ def test_buffers_are_poisoned_before_each_batch(adapter, monkeypatch):
             real(self, plan, place, acts)
 
     monkeypatch.setattr(CaptureEngine, "_read", skip_the_first_layer)
-    engine = CaptureEngine(adapter, plan, batch_size=4)
+    engine = make_engine(adapter, plan, samples, 4)
     for engine.skips, missing in ((False, 0), (False, 0), (True, 4 * 16 * 24)):
-        for batch in engine.run(samples):
+        for batch in engine.run():
             assert sum(batch.non_finite().values()) == missing
             assert batch.rows("attn_norm")[:, 1].isfinite().all()
             batch.release()
@@ -279,8 +295,8 @@ def test_the_ring_holds_the_model_back(adapter):
     """Batches that nobody gives back stop the engine: memory cannot grow."""
     samples = board_samples(12)
     plan = make_plan(adapter, samples, ("pooled",), layers=(), positions=None, dtype=torch.float32)
-    engine = CaptureEngine(adapter, plan, batch_size=2)
-    held = [batch for _, batch in zip(range(2), engine.run(samples), strict=False)]
+    engine = make_engine(adapter, plan, samples, 2)
+    held = [batch for _, batch in zip(range(2), engine.run(), strict=False)]
     assert engine._ring._free.qsize() == 0
     held[0].release()
     assert engine._ring._free.qsize() == 1
@@ -288,12 +304,15 @@ def test_the_ring_holds_the_model_back(adapter):
 
 def test_buffers_of_their_own_on_a_device_arrive_on_the_host():
     """The way of a GPU without pinned memory, with CPU tensors in the GPU's part."""
-    host = {"x": torch.zeros(4, 3), "y": torch.zeros(4)}
-    device = {key: torch.full_like(each, 7.0) for key, each in host.items()}
-    device["y"][1] = math.nan
-    slot = _Slot(device, host, totals=torch.zeros(2))
-    slot.send_to_host(2, None)
-    assert host["x"].tolist() == [[7.0] * 3] * 2 + [[0.0] * 3] * 2
+    host = {"x": torch.zeros(12), "y": torch.zeros(4)}
+    device = {key: torch.ones_like(each) for key, each in host.items()}
+    slot = Slot(device, host, totals=torch.zeros(2))
+    slot.begin({"x": (2, 3), "y": (2,)})
+    assert all(each.isnan().all() for each in slot.device.values())
+    slot.device["x"].fill_(7.0)
+    slot.send_to_host(None)
+    assert slot.host["x"].tolist() == [[7.0] * 3] * 2
+    assert host["x"].tolist() == [7.0] * 6 + [0.0] * 6
     assert slot.totals[0] == 42
     assert slot.totals[1].isnan()
 
@@ -301,11 +320,11 @@ def test_buffers_of_their_own_on_a_device_arrive_on_the_host():
 def test_a_device_that_is_out_of_memory_says_what_to_do(adapter, monkeypatch):
     samples = board_samples(4)
     plan = make_plan(adapter, samples, ("pooled",), layers=(), positions=None, dtype=torch.float32)
-    engine = CaptureEngine(adapter, plan, batch_size=2)
+    engine = make_engine(adapter, plan, samples, 2)
 
     def forward(_inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(adapter, "forward", forward)
     with pytest.raises(CaptureError, match=r"out of memory with 2 samples.*lower --batch-size"):
-        next(engine.run(samples))
+        next(engine.run())

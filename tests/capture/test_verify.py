@@ -8,6 +8,7 @@ from actcli.capture.engine import CaptureEngine
 from actcli.capture.plan import make_plan
 from actcli.capture.record import dump_tensors, record
 from actcli.capture.verify import verify
+from actcli.samples.batching import plan_batches
 from actcli.store.writer import DumpWriter
 from tests.capture.helpers import board_samples, make_adapter
 
@@ -23,8 +24,9 @@ def verified(tmp_path):
         plan = make_plan(adapter, samples, OUTPUTS, layers=(0, 2), positions=(2, 7), dtype=dtype)
         path = tmp_path / "a.safetensors"
         with DumpWriter(path, dump_tensors(plan, samples)) as writer:
-            engine = CaptureEngine(adapter, plan, batch_size=2)
-            record(engine, plan, samples, writer.write_rows, batch_size=2, advance=lambda _: None)
+            batches = plan_batches(samples, batch_size=2, batch_tokens=0)
+            engine = CaptureEngine(adapter, plan, samples, batches=batches)
+            record(engine, writer.write_rows, advance=lambda _: None)
             row = torch.frombuffer(bytearray(writer.read_row(key, 3)), dtype=dtype)
             row[5] += add
             writer.write_rows(key, 3, memoryview(row.view(torch.uint8).numpy()))

@@ -72,6 +72,47 @@ def test_options(words, options):
     assert report("--input", A, *words) == expected(**options)
 
 
+@pytest.fixture
+def padded(tmp_path):
+    """A dump of texts whose padding would be outliers, and its tensors."""
+    rng = np.random.default_rng(0)
+    mask = (np.arange(5) < rng.integers(1, 6, 8)[:, None]).astype(np.uint8)
+    acts = rng.standard_normal((8, 3, 5, 4)).astype(np.float32)
+    acts.transpose(0, 2, 1, 3)[mask == 0] = 99.0
+    tensors = {"attn_norm": acts, "final_hidden": acts[:, 0].copy(), "mask": mask}
+    tensors["head_logits"] = np.full((8, 4, 3), 7.0, np.float32)
+    tensors["module:head"] = np.ones((8, 2, 5), np.float32)
+    save_file(
+        {key: torch.from_numpy(each) for key, each in tensors.items()}, tmp_path / "t.safetensors"
+    )
+    return tmp_path / "t.safetensors", tensors
+
+
+@pytest.mark.parametrize("key", ["attn_norm", "final_hidden"])
+def test_padding_never_counts(padded, key):
+    path, tensors = padded
+    found, mask = report("--input", path, "--key", key, "-t", 1), tensors["mask"] == 1
+    acts = tensors[key].reshape(8, -1, 5, 4).transpose(0, 2, 1, 3)[mask]
+    assert found.element_hits == np.count_nonzero(np.abs(acts) > 1)
+    assert found.total_elements == acts.size
+    assert found.masked_positions == np.count_nonzero(~mask)
+    assert found.iqr_stats.median == pytest.approx(np.median(acts))
+    assert "Positions masked out (padding)" in run("--input", path, "--key", key).stdout
+
+
+def test_what_has_no_tokens_is_not_masked(padded):
+    path, _tensors = padded
+    found = report("--input", path, "--key", "head_logits")
+    assert (found.element_hits, found.masked_positions) == (8 * 4 * 3, 0)
+    assert "masked out" not in run("--input", path, "--key", "head_logits").stdout
+
+
+def test_a_mask_that_does_not_fit_is_refused(padded):
+    path, _tensors = padded
+    said = refused("--input", path, "--key", "module:head")
+    assert "'module:head' is [8, 2, 5] and the dump's mask [8, 5], expected [8, 2]" in said
+
+
 def test_estimates():
     found = report(
         *("--input", A, "--threshold", 3, "--min-layer-fraction", 0.5),

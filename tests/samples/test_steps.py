@@ -63,13 +63,14 @@ def test_the_survey_tells_boards_and_their_order_apart():
 
 def test_samples_know_their_tokens():
     samples = BoardSamples(open_steps(str(DATA / "steps_single")), np.array([5, 159, 0]))
-    batch = samples.batch(1, 3)
-    assert batch.start == 1
+    batch = samples.batch(range(1, 3))
+    assert batch.rows == range(1, 3)
     assert batch.inputs["tokens"].dtype == np.int64
     np.testing.assert_array_equal(batch.inputs["tokens"], batch.stored["boards"])
     np.testing.assert_array_equal(batch.stored["indices"], [159, 0])
-    assert (len(samples), samples.n_tokens) == (3, 16)
+    assert (len(samples), samples.n_tokens, samples.lengths) == (3, 16, None)
     assert samples.stored["boards"].shape == (3, 16)
+    np.testing.assert_array_equal(samples.batch(np.array([2, 0])).stored["indices"], [0, 5])
 
 
 def folder(tmp_path, **files):
