@@ -96,7 +96,8 @@ def run_command(command: Command, ctx: typer.Context, fields: list[ConfigField])
 
 def _field_parameter(field: ConfigField, fields: list[ConfigField]) -> inspect.Parameter:
     info = field.typer_parameter(autocompletion(field, fields))
-    return _parameter(field.name, bool if field.is_switch else str, info)
+    word = list[str] if field.is_repeated else str
+    return _parameter(field.name, bool if field.is_switch else word, info)
 
 
 def _config_option() -> Any:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from actcli.terminal.config import OUTPUT_PANEL, CommandConfig
-from actcli.terminal.fields import Cli, IntRanges
+from actcli.terminal.fields import REPEATED, Cli, IntRanges
 
 Autocompletion = Callable[[typer.Context, str], list[tuple[str, str]]]
 
@@ -50,7 +50,7 @@ class ConfigField:
         annotation = self.info.annotation
         if NoneType in get_args(annotation):
             (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
-        return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+        return _without_annotated(annotation)
 
     @property
     def is_switch(self) -> bool:
@@ -60,7 +60,13 @@ class ConfigField:
     @property
     def is_sequence(self) -> bool:
         """Whether one word holds several values, with commas between them."""
-        return self.value_type is IntRanges or get_origin(self.value_type) is tuple
+        one_word = self.value_type is IntRanges or get_origin(self.value_type) is tuple
+        return one_word and not self.is_repeated
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the option may be given several times, with one value each."""
+        return REPEATED in self.info.metadata
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -100,7 +106,7 @@ class ConfigField:
             return ""
         if self.cli.metavar is not None:
             return self.cli.metavar
-        if get_origin(self.value_type) is tuple:
+        if get_origin(self.value_type) is tuple and not self.is_repeated:
             return "<a,b,...>"
         return f"<{'|'.join(self.choices)}>" if self.choices else self._word_for_type
 
@@ -115,7 +121,7 @@ class ConfigField:
     def default_text(self) -> str | None:
         """The default as one would type it; None if there is none, and for switches."""
         default = None if self.info.is_required() else self.default
-        if default is None or self.is_switch:
+        if default is None or self.is_switch or (self.is_repeated and not default):
             return None
         return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
@@ -130,7 +136,8 @@ class ConfigField:
 
     @property
     def _word_for_type(self) -> str:
-        return _WORDS_FOR_TYPES.get(self.value_type, "<text>")
+        one = get_args(self.value_type)[0] if self.is_repeated else self.value_type
+        return _WORDS_FOR_TYPES.get(_without_annotated(one), "<text>")
 
     def typer_parameter(self, autocompletion: Autocompletion | None) -> Any:
         """Return the `typer.Option` or `typer.Argument` that stands for the field.
@@ -147,6 +154,9 @@ class ConfigField:
         }
         if self.cli.positional:
             return typer.Argument(self.default_text, **kwargs)
+        if self.is_repeated:
+            words = [*map(str, self.default or ())]
+            return typer.Option(words, *self.flags, metavar=self.metavar, **kwargs)
         names = (f" /{self.flag}", *self.flags[1:]) if self._switches_off else self.flags
         default = self.default if self.is_switch else self.default_text
         return typer.Option(default, *names, metavar=self.metavar, **kwargs)
@@ -160,6 +170,10 @@ def config_fields(model: type[BaseModel]) -> list[ConfigField]:
 
 def _help_order(field: ConfigField) -> tuple[bool, bool]:
     return field.cli.panel == OUTPUT_PANEL, field.name in CommandConfig.model_fields
+
+
+def _without_annotated(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def escape_markup(text: str) -> str:

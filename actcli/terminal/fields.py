@@ -57,6 +57,18 @@ CommaSeparated = Annotated[tuple[T, ...], BeforeValidator(_split_commas)]
 """Several values in one word: `attn_norm,mlp_input`. A config file may hold a list instead."""
 
 
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+REPEATED = "repeated"
+"""What marks the type of an option that may be given several times."""
+
+Repeated = Annotated[tuple[T, ...], BeforeValidator(_one_or_more), REPEATED]
+"""Several values, each with the option's name before it: `--prompt "a, b" --prompt c`. A config
+file holds a list, or one text."""
+
+
 @dataclass(frozen=True)
 class IntRange:
     """The indices from one to another, both included; negative ones count from the end."""
@@ -108,6 +120,27 @@ class IntRanges:
                 index for each in self.ranges for index in _resolve_range(each, count, name=name)
             )
         )
+
+    def from_both_ends(self, longest: int, *, name: str = "position") -> tuple[int, ...]:
+        """Return the indices as they are, each once, for things of several lengths up to `longest`.
+
+        Negative ones count from each thing's own end, so they stay negative.
+
+        Raises:
+            UsageError: an index beyond the longest, a range that runs backwards, or one from a
+                place counted from the start to one counted from the end.
+        """
+        found: dict[int, None] = {}
+        for each in self.ranges:
+            if (each.first < 0) != (each.last < 0):
+                raise UsageError(
+                    f"the {name} range {each} is not as wide in short samples as in long ones: "
+                    f"count both ends from the start, or both from the end"
+                )
+            offset = -longest if each.first < 0 else 0
+            places = _resolve_range(each, longest, name=name)
+            found |= dict.fromkeys(place + offset for place in places)
+        return tuple(found)
 
     @classmethod
     def __get_pydantic_core_schema__(

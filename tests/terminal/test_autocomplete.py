@@ -20,6 +20,8 @@ def toy_offers(*words, **options):
         (["work", "-i", "z", "--key", ""], ["z_a", "z_b"]),
         (["work", "-k", "acts_b"], ["acts_b"]),
         (["work", "--keys", "x,acts_a,a"], ["x,acts_a,acts_b"]),
+        (["work", "--word", "acts_a", "--word", "acts"], ["acts_a", "acts_b"]),
+        (["work", "--word", "x,a"], []),
         (["work", "--threshold", ""], []),
         (["work", "--input", "broken", "--key", ""], []),
         (["work", "src", "--key", ""], ["src_a", "src_b"]),

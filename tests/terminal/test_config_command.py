@@ -64,6 +64,20 @@ def test_a_file_holds_values_of_every_kind(toml):
     assert (config["write"], config["json_output"]) == (False, True)
 
 
+def test_an_option_may_be_repeated_with_commas_in_its_values(toml):
+    assert config_of()["words"] == []
+    assert config_of("--word", "a, b")["words"] == ["a, b"]
+    assert config_of("--word", "a, b", "--word", "", "--word", "c")["words"] == ["a, b", "", "c"]
+    path = toml('word = "x, y"\nsizes = [5]')
+    assert config_of("-c", path)["words"] == ["x, y"]
+    assert config_of("-c", path)["sizes"] == [5]
+    assert config_of("-c", path, "--word", "z", "--size", 6)["words"] == ["z"]
+    assert config_of("-c", path, "--word", "z", "--size", 6)["sizes"] == [6]
+    assert config_of("-c", toml('words = ["p", "q, r"]'))["words"] == ["p", "q, r"]
+    assert config_of("--size", 1, "--size", 2)["sizes"] == [1, 2]
+    assert "--size: should be greater than 0, but is '0'" in run("--size", 1, "--size", 0).stderr
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -195,6 +209,8 @@ def test_help_shows_each_option_as_it_is_typed():
     for words in (
         "--key -k <text> Which [tensor] to take.",
         "--keys <a,b,...> Several of them. [default: x,y]",
+        "--word <text> Texts; several are several options. --",
+        "--size <int> Numbers, likewise. [default: 3, 4]",
         "--threshold -t <float> What counts as far from zero. [env var: TOY_THRESHOLD]",
         "--layers <0,3-5,-1> Which layers.",
         "--dtype <fp32|bf16> How to store. [default: fp32]",

@@ -88,6 +88,34 @@ def test_says_what_was_asked_for_and_what_is_there():
         IntRanges.parse("3--4").resolve(5)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("-1", (-1,)), ("0,-1,0", (0, -1)), ("2-4,-3--2,3", (2, 3, 4, -3, -2)), ("-7,6", (-7, 6))],
+)
+def test_indices_from_both_ends_stay_as_they_are(text, expected):
+    assert IntRanges.parse(text).from_both_ends(7) == expected
+
+
+@given(int_ranges, st.integers(1, 120))
+def test_indices_from_both_ends_mean_the_same_where_all_are_as_long(ranges, longest):
+    try:
+        found = ranges.from_both_ends(longest)
+    except UsageError:
+        return
+    assert tuple(dict.fromkeys(each % longest for each in found)) == ranges.resolve(longest)
+
+
+def test_indices_from_both_ends_that_mean_nothing():
+    with pytest.raises(UsageError, match=r"range 3--1 is not as wide in short samples as in long"):
+        IntRanges.parse("3--1").from_both_ends(7)
+    with pytest.raises(UsageError, match=r"^position 7 .* there are 7"):
+        IntRanges.parse("7").from_both_ends(7)
+    with pytest.raises(UsageError, match=r"^position -8 .* there are 7"):
+        IntRanges.parse("-8").from_both_ends(7)
+    with pytest.raises(UsageError, match="runs backwards"):
+        IntRanges.parse("-1--2").from_both_ends(7)
+
+
 def test_a_huge_range_is_refused_before_it_is_counted_out():
     with pytest.raises(UsageError, match=r"layer 999999999999 "):
         IntRanges.parse("0-999999999999").resolve(6)

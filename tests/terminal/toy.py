@@ -15,7 +15,7 @@ from actcli.errors import CheckFailed, DumpError
 from actcli.terminal.config import CommandConfig
 from actcli.terminal.config_command import Command, add_command
 from actcli.terminal.console import Output
-from actcli.terminal.fields import Cli, CommaSeparated, IntRanges
+from actcli.terminal.fields import Cli, CommaSeparated, IntRanges, Repeated
 
 
 def offer_keys(words: Mapping[str, Any], _incomplete: str) -> Iterable[str | tuple[str, str]]:
@@ -41,6 +41,12 @@ class WorkConfig(CommandConfig):
 
     keys: Annotated[CommaSeparated[str], Cli(complete=offer_keys)] = ("x", "y")
     """Several of them."""
+
+    words: Annotated[Repeated[str], Cli(flag="--word", complete=offer_keys)] = ()
+    """Texts; several are several options."""
+
+    sizes: Annotated[Repeated[PositiveInt], Cli(flag="--size")] = (3, 4)
+    """Numbers, likewise."""
 
     threshold: Annotated[PositiveFloat, Cli(short="-t", envvar="TOY_THRESHOLD")] = 6.0
     """What counts as far
