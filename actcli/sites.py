@@ -5,7 +5,8 @@ and the page `docs/reference/sites.md`. Names are those of the dumps that our us
 
 Axis letters, as in the tensors' names throughout the code:
     N samples, L layers, T tokens (for attention: queries), S keys of attention, H hidden,
-    A attention heads, K key/value heads, D head width, I MLP intermediate, O outputs of a head
+    A attention heads, K key/value heads, D head width, I MLP intermediate, O outputs of a head,
+    V vocabulary, C the largest logits of a token
 """
 
 from collections.abc import Iterable
@@ -70,13 +71,28 @@ SITES: tuple[Site, ...] = (
     Site(
         "mlp_input",
         _NLTH,
-        "What the MLP reads: the residual stream after the block's MLP norm, with gain.",
+        "What the MLP reads: the residual stream after the block's MLP norm, with gain (blocks "
+        "without such a norm: the stream itself).",
         "blocks.{l}.ln2.hook_out",
+    ),
+    Site(
+        "mlp_input_normed",
+        _NLTH,
+        "The same before gain and bias, which some published transcoders read: mean square 1 "
+        "(LayerNorm: variance 1), computed in float32.",
+        "blocks.{l}.ln2.hook_normalized",
+    ),
+    Site(
+        "resid_mid",
+        _NLTH,
+        "Residual stream between attention and MLP; parallel blocks have none.",
+        "blocks.{l}.hook_resid_mid",
     ),
     Site(
         "rmsnorm_gammas",
         ("H",),
-        "The gain of every RMSNorm, one tensor each: rmsnorm_gammas/<module name>.",
+        "The gain of every RMSNorm (and LayerNorm, in transformers models), one tensor each: "
+        "rmsnorm_gammas/<module name>; what the norm multiplies by, 1 + weight for Gemma.",
         is_parameter=True,
     ),
     Site(
@@ -107,19 +123,42 @@ SITES: tuple[Site, ...] = (
     Site(
         "attn_out",
         _NLTH,
-        "What attention adds to the residual stream.",
+        "What attention adds to the residual stream, after a post-norm or factor if it has one.",
         "blocks.{l}.hook_attn_out",
     ),
-    Site("mlp_out", _NLTH, "What the MLP adds to the residual stream.", "blocks.{l}.hook_mlp_out"),
+    Site(
+        "mlp_out",
+        _NLTH,
+        "What the MLP adds to the residual stream, after a post-norm or factor if it has one.",
+        "blocks.{l}.hook_mlp_out",
+    ),
     Site(
         "mlp_act",
         ("N", "L", "T", "I"),
         "MLP activations that the down-projection reads (SwiGLU: silu(gate) * up).",
         "blocks.{l}.mlp.hook_post",
     ),
-    Site("q", ("N", "L", "T", "A", "D"), "Queries, after q norm.", "blocks.{l}.attn.hook_q"),
-    Site("k", ("N", "L", "T", "K", "D"), "Keys, after k norm.", "blocks.{l}.attn.hook_k"),
+    Site(
+        "q",
+        ("N", "L", "T", "A", "D"),
+        "Queries, after q norm and before rotary positions.",
+        "blocks.{l}.attn.hook_q",
+    ),
+    Site(
+        "k",
+        ("N", "L", "T", "K", "D"),
+        "Keys, after k norm and before rotary positions.",
+        "blocks.{l}.attn.hook_k",
+    ),
     Site("v", ("N", "L", "T", "K", "D"), "Values.", "blocks.{l}.attn.hook_v"),
+    Site(
+        "logits",
+        ("N", "T", "V"),
+        "The model's logits, after scale or soft cap. Asked for by this name, a dump holds the "
+        "largest of them, logits_top and logits_top_ids; --full-logits stores all.",
+    ),
+    Site("logits_top", ("N", "T", "C"), "The largest logits of each token, falling."),
+    Site("logits_top_ids", ("N", "T", "C"), "The token ids of logits_top, int32."),
 )
 
 _BY_NAME = {site.name: site for site in SITES}

@@ -6,3 +6,6 @@ GOLDEN = Path(__file__).parent / "data" / "2048former"
 MODELS = GOLDEN / "models"
 DATA = GOLDEN / "data"
 DUMPS = GOLDEN / "dumps"
+
+LENS_MODELS = Path(__file__).parent / "data" / "logit-lens"
+"""Tiny language models with the values of their logit lens; see the README there."""

@@ -32,6 +32,12 @@ class HookPoint(NamedTuple):
     view: Callable[[Tensor], Tensor] = _same
     """From the hooked tensor to the activation; batch first, no copy where it can be helped."""
 
+    item: int | None = None
+    """Which element of a tuple is read; None for the first, or the tensor itself."""
+
+    dtype: torch.dtype | None = None
+    """Storage dtype that the site needs (such as of token ids); None for the run's."""
+
 
 @dataclass(frozen=True)
 class LoadedFiles:
@@ -51,6 +57,7 @@ class ModelAdapter(ABC):
         net: the network, in eval mode; on the meta device when loaded without weights.
         n_layers, n_heads, n_kv_heads, d_model: its sizes.
         max_tokens, vocab_size: the longest input and the number of token ids that it can read.
+        n_top_logits: how many of a token's largest logits the site `logits_top` has.
     """
 
     family: str
@@ -62,6 +69,7 @@ class ModelAdapter(ABC):
     d_model: int
     max_tokens: int
     vocab_size: int
+    n_top_logits: int = 10
 
     @abstractmethod
     def layer_points(self, site: str, layer: int) -> HookPoint | None:
@@ -129,12 +137,13 @@ class ModelAdapter(ABC):
         """
         if n_tokens > self.max_tokens:
             raise CaptureError(
-                f"samples have {n_tokens} tokens, the model has positions for {self.max_tokens}"
+                f"samples have {n_tokens} tokens, the model has positions for {self.max_tokens}; "
+                f"cut texts with --max-tokens {self.max_tokens}"
             )
         if largest_token >= self.vocab_size:
             raise CaptureError(
                 f"a chosen sample has the token {largest_token}, but the model's vocabulary ends "
-                f"at {self.vocab_size - 1}: choose other samples"
+                f"at {self.vocab_size - 1}: choose other samples, or the tokenizer of this model"
             )
 
     def norm_gammas(self) -> dict[str, Tensor]:
@@ -159,8 +168,15 @@ class ModelAdapter(ABC):
             found = [self.point(site)]
         there = tuple(point for point in found if point is not None)
         if len(there) < len(found):
-            raise CaptureError(f"this model ({self.family}) has no site {site!r}")
+            raise CaptureError(
+                f"this model ({self.family}) has no site {site!r}{self.why_no(site)}"
+            )
         return there
+
+    def why_no(self, site: str) -> str:
+        """What a message says on after "has no site ..."; nothing, if there is nothing to say."""
+        del site
+        return ""
 
     def _module_path(self, site: str) -> str:
         path = site.removeprefix(MODULE_PREFIX)

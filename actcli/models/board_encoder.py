@@ -22,10 +22,11 @@ from torch import Tensor
 from actcli.errors import ModelError, reason
 from actcli.models.adapter import HookPoint, LoadedFiles, ModelAdapter, gammas_as_dump_keys
 from actcli.models.encoder2048 import MOVES, Attention, Encoder2048, EncoderConfig
-from actcli.models.source import ModelSource
+from actcli.models.source import DEFAULTS, LoadOptions, ModelSource
 from actcli.models.uninitialised import Uninitialised
 
 FAMILY = "2048 encoder"
+READS = "boards"
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = (
     "model-best.safetensors",
@@ -66,7 +67,11 @@ def recognises(source: ModelSource) -> bool:
 
 
 def load(
-    source: ModelSource, *, device: torch.device | str, weights: bool = True
+    source: ModelSource,
+    *,
+    device: torch.device | str,
+    weights: bool = True,
+    options: LoadOptions = DEFAULTS,
 ) -> "BoardEncoder":
     """Load the model in float32, in eval mode.
 
@@ -75,10 +80,15 @@ def load(
         device: where to put it.
         weights: False gives the network on the meta device, for its shapes alone; the weights
             may then be missing.
+        options: its dtype may only be float32 here; the rest is without effect.
 
     Raises:
         ModelError: anything is missing, damaged or does not fit; the message names it.
     """
+    if options.dtype not in (None, "fp32"):
+        raise ModelError(
+            f"{source.init} is a {FAMILY}, which computes in fp32; leave out --model-dtype"
+        )
     checkpoint = read_checkpoint(source.path, weights=weights)
     with torch.device("meta"), Uninitialised():
         net = Encoder2048(checkpoint.config)
