@@ -7,6 +7,8 @@ from actcli.errors import ActcliError, nearest
 PREFIX = "demo://"
 MODEL = "demo://2048"
 STEPS = "demo://2048-steps"
+TEXT_MODEL = "demo://facts"
+TEXT = "demo://facts-text"
 _ASSETS = Path(__file__).parent / "demo" / "assets"
 
 
