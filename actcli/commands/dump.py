@@ -6,35 +6,41 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from actcli import builtin, completion
+from actcli.commands.model_options import ModelOptions
+from actcli.commands.text_options import SAMPLES_PANEL, TextOptions, open_text_samples
 from actcli.errors import ActcliError, CheckFailed, UsageError
 from actcli.sites import check_outputs
 from actcli.store.header import WRITTEN_SUFFIXES
-from actcli.terminal.config import OUTPUT_PANEL, CommandConfig
+from actcli.terminal.config import OUTPUT_PANEL
 from actcli.terminal.console import Output
 from actcli.terminal.fields import Cli, CommaSeparated, IntRanges
 
 if TYPE_CHECKING:
     from actcli.capture.dumping import DumpRun
+    from actcli.models import FoundModel
     from actcli.reports.dump import DumpReport
     from actcli.samples.boards import BoardSamples
+    from actcli.samples.source import SampleSource
 
 _CAPTURE = "What to capture"
-_SAMPLES = "Samples"
+_BOARDS = 1024  # drawn by default
 _RUN = "How to run"
+_TEXT_ONLY = ("text", "jsonl", "prompt", "tokens", "max_tokens", "chunk", "full_logits")
 
 
-class DumpConfig(CommandConfig):
+class DumpConfig(TextOptions, ModelOptions):
     """Options of `dump`."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "actcli dump --outputs attn_norm,mlp_input",
         "actcli dump --init runs/mine --dataset data/steps --layers 0,3-5,-1 --dtype bf16",
         "actcli dump --outputs attn_weights,module:blocks.2.mlp.w_up --n-samples 64 --dry-run",
+        "actcli dump --init hf://openai-community/gpt2 --text prompts.txt --outputs layer_outputs",
     )
 
     init: str = builtin.MODEL
     """Model: a folder, a .pt bundle, a .safetensors file beside its config.json,
-    hf://org/repo[/subfolder][@revision], or demo://2048, which is built in."""
+    hf://org/repo[/subfolder][@revision], or demo://2048 or demo://facts, which are built in."""
 
     outputs: Annotated[
         CommaSeparated[str], Cli(panel=_CAPTURE, complete=completion.output_sites)
@@ -48,25 +54,38 @@ class DumpConfig(CommandConfig):
     """Layers to keep of the sites that have them; all, if not given. Stored in ascending order."""
 
     positions: Annotated[IntRanges | None, Cli(panel=_CAPTURE)] = None
-    """Tokens to keep of the sites that have them (queries of attention); all, if not given."""
+    """Tokens to keep of the sites that have them (queries of attention); all, if not given.
+    Negative ones count from each sample's own end: -1 is its last token."""
+
+    top_logits: Annotated[PositiveInt, Cli(panel=_CAPTURE)] = 10
+    """How many of each token's largest logits --outputs logits stores, with their token ids."""
+
+    full_logits: Annotated[bool, Cli(panel=_CAPTURE)] = False
+    """Store the logits of the whole vocabulary."""
 
     dtype: Annotated[Literal["fp32", "fp16", "bf16"], Cli(panel=_CAPTURE)] = "fp32"
     """How to store activations; the model computes in its own precision."""
 
-    dataset: Annotated[str, Cli(panel=_SAMPLES)] = builtin.STEPS
-    """Folder with steps.npy or steps-*.npy, or demo://2048-steps, which is built in."""
+    dataset: Annotated[str | None, Cli(panel=SAMPLES_PANEL, metavar="<path>")] = None
+    """For 2048 models a folder with steps.npy or steps-*.npy (demo://2048-steps, built in, if not
+    given); for text a saved Hugging Face data set or a .parquet file, whose column is --field."""
 
-    indices: Annotated[Path | None, Cli(panel=_SAMPLES)] = None
-    """An .npy file of row numbers to use, in their order, instead of a draw."""
+    indices: Annotated[Path | None, Cli(panel=SAMPLES_PANEL)] = None
+    """An .npy file of row numbers of a steps folder to use, in their order, instead of a draw."""
 
-    n_samples: Annotated[PositiveInt, Cli(short="-n", panel=_SAMPLES)] = 1024
-    """Rows to draw, without replacement while there are enough."""
+    n_samples: Annotated[PositiveInt | None, Cli(short="-n", panel=SAMPLES_PANEL)] = None
+    """Boards to draw, without replacement while there are enough (1024, if not given); of texts,
+    the first ones (all, if not given)."""
 
-    seed: Annotated[NonNegativeInt, Cli(panel=_SAMPLES)] = 0
-    """Seed of the draw, and of the choice of samples for --verify."""
+    seed: Annotated[NonNegativeInt, Cli(panel=SAMPLES_PANEL)] = 0
+    """Seed of the draw of boards, and of the choice of samples for --verify."""
 
-    batch_size: Annotated[PositiveInt, Cli(panel=_RUN)] = 1024
-    """Samples in one forward pass."""
+    batch_size: Annotated[PositiveInt | None, Cli(panel=_RUN)] = None
+    """Samples in one forward pass; as many as --batch-tokens allows, if not given."""
+
+    batch_tokens: Annotated[PositiveInt | None, Cli(panel=_RUN)] = None
+    """Tokens in one forward pass, padding included; 2048 on a CPU and 16384 on a GPU, if not
+    given. Samples of like length go together."""
 
     device: Annotated[str, Cli(envvar="ACTCLI_DEVICE", panel=_RUN, complete=completion.devices)] = (
         "auto"
@@ -88,6 +107,15 @@ class DumpConfig(CommandConfig):
 
     force: Annotated[bool, Cli(panel=OUTPUT_PANEL)] = False
     """Replace the file if it exists, once the new one is complete."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The outputs, with the largest logits in the place of all unless these are wanted."""
+        if self.full_logits:
+            return self.outputs
+        largest = {"logits": ("logits_top", "logits_top_ids")}
+        chosen = (site for each in self.outputs for site in largest.get(each, (each,)))
+        return tuple(dict.fromkeys(chosen))
 
     @field_validator("outputs")
     @classmethod
@@ -150,23 +178,27 @@ def _prepare(config: DumpConfig, output: Output) -> "DumpRun":
     """Load and check everything before work starts."""
     from actcli.capture.device import find_device
     from actcli.capture.dumping import prepare
-    from actcli.models import load_model
+    from actcli.models import find_model
     from actcli.store.writer import check_target
 
     if config.write and not config.dry_run:
         check_target(config.output, force=config.force)
     device = find_device(config.device)
-    samples = _open_samples(config, output)
+    found = find_model(config.init, config.load_options)
+    samples = _open_samples(config, found, output)
     if builtin.is_builtin(config.init):
         output.note(f"using the built-in model {config.init}; --init takes your own")
+    adapter = found.load(device=str(device), weights=not config.dry_run)
+    adapter.n_top_logits = config.top_logits
     run = prepare(
-        load_model(config.init, device=str(device), weights=not config.dry_run),
+        adapter,
         samples,
-        outputs=config.outputs,
+        outputs=config.sites,
         layers=config.layers,
         positions=config.positions,
         dtype=config.dtype,
         batch_size=config.batch_size,
+        batch_tokens=config.batch_tokens,
         device=device,
     )
     if config.verify and not run.plan.sites:
@@ -177,20 +209,43 @@ def _prepare(config: DumpConfig, output: Output) -> "DumpRun":
     return run
 
 
-def _open_samples(config: DumpConfig, output: Output) -> "BoardSamples":
+def _open_samples(config: DumpConfig, found: "FoundModel", output: Output) -> "SampleSource":
+    """Open what this model reads, and refuse options for what it does not read."""
+    if found.reads == "boards":
+        idle = [each for each in _TEXT_ONLY if config.is_given(each)]
+        if idle:
+            raise UsageError(
+                f"{config.init} reads 2048 boards, so --{idle[0].replace('_', '-')} has no "
+                f"meaning for it: give --dataset, or another --init"
+            )
+        return _open_boards(config, output)
+    if config.indices is not None:
+        raise UsageError(f"{config.init} reads text, and --indices names rows of boards: drop it")
+    texts = open_text_samples(
+        config,
+        found.source.path,
+        n_samples=config.n_samples,
+        default=builtin.TEXT if config.init == builtin.TEXT_MODEL else None,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return texts.samples
+
+
+def _open_boards(config: DumpConfig, output: Output) -> "BoardSamples":
     from actcli.samples.boards import BoardSamples
     from actcli.samples.selection import draw_indices, read_indices
     from actcli.samples.steps import open_steps
 
-    steps = open_steps(config.dataset)
+    steps = open_steps(config.dataset or builtin.STEPS)
     if config.indices is not None:
         return BoardSamples(steps, read_indices(config.indices, n_rows=len(steps)))
-    if config.n_samples > len(steps):
+    wanted = config.n_samples or _BOARDS
+    if wanted > len(steps):
         output.warn(
-            f"{config.n_samples} samples were asked for and the data set has {len(steps)} rows: "
+            f"{wanted} samples were asked for and the data set has {len(steps)} rows: "
             f"drawing with replacement"
         )
-    drawn = draw_indices(len(steps), n_samples=config.n_samples, seed=config.seed)
+    drawn = draw_indices(len(steps), n_samples=wanted, seed=config.seed)
     return BoardSamples(steps, drawn)
 
 
@@ -199,6 +254,7 @@ def _warn_of_idle_options(config: DumpConfig, run: "DumpRun", output: Output) ->
     for option, value, axis in (
         ("layers", config.layers, "L"),
         ("positions", config.positions, "T"),
+        ("full-logits", config.full_logits or None, "V"),
     ):
         if value is not None and axis not in axes:
             output.warn(f"--{option} has no effect: none of the --outputs has {option}")
