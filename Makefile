@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 DEMO := out/demo
 TORCH := torch==2.13.0
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-browser check format bench bench-gpu docs
+.PHONY: help install demo test test-browser check format bench bench-gpu bench-peers docs
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,11 +47,21 @@ bench: $(VENV)/installed-dev ## Measure speed and memory, as ratios within one r
 	set -e; for each in tests/bench/bench_*.py; do \
 	  $(BIN)/python -m tests.bench.$$(basename $$each .py) $(ARGS); done
 
+bench-peers: $(VENV)/installed $(PEERS)/installed ## `dump` against nnsight, TransformerLens and plain hooks
+	$(BIN)/python -m tests.bench.peers --peers $(PEERS)/bin/python $(ARGS)
+
 bench-gpu: $(VENV)/installed-dev ## The same for `dump` on an NVIDIA GPU, to a RAM disk
 	$(BIN)/python -m tests.bench.bench_dump --device cuda --batch-size 1024 --folder /dev/shm $(ARGS)
 
 docs: $(VENV)/installed-dev ## Write docs/reference again from the code
 	$(BIN)/python docs/make_reference.py
+
+# What actcli is measured against, in a virtual environment of its own.
+$(PEERS)/installed:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install $(TORCH)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install nnsight transformer-lens
+	@touch $@
 
 # Without an NVIDIA driver, torch comes first and by its exact version: then pip does not fetch
 # several GB of CUDA packages. With a driver, pip chooses.
