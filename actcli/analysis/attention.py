@@ -23,21 +23,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcli.errors import DumpError
-from actcli.reports.attention import AttentionMaps, AttentionReport, HeadReport
+from actcli.reports.attention import AttentionMaps, AttentionReport, HeadReport, TextMaps
 
 Floats = NDArray[np.float64]
 
 
-def check_rows_sum_to_one(maps: AttentionMaps) -> None:
+def check_rows_sum_to_one(maps: AttentionMaps | TextMaps) -> None:
     """Refuse weights that are no distribution: a row with its sink must sum to 1.
 
     Raises:
         DumpError: a weight is negative or not a number, or a row sums to something else.
     """
-    sums = maps.weights_BLATS.sum(axis=-1, dtype=np.float64)
+    for weights_LATS in maps.weights:
+        _check_sums(weights_LATS, maps)
+
+
+def _check_sums(weights_LATS: NDArray[np.float32], maps: AttentionMaps | TextMaps) -> None:
+    sums = weights_LATS.sum(axis=-1, dtype=np.float64)
     too_much = float(np.max(sums, initial=0.0))
     too_little = 1.0 if maps.has_sinks else float(np.min(sums, initial=1.0))
-    if not np.isfinite(sums).all() or (maps.weights_BLATS < 0).any():
+    if not np.isfinite(sums).all() or (weights_LATS < 0).any():
         raise DumpError("the attention weights are not a distribution: some are negative or NaN")
     if too_much > 1 + maps.rounding or too_little < 1 - maps.rounding:
         found = too_much if too_much > 1 + maps.rounding else too_little
@@ -45,6 +50,12 @@ def check_rows_sum_to_one(maps: AttentionMaps) -> None:
             f"the attention weights of a query sum to {found:.4f}, expected 1"
             + (" or less, with a sink" if maps.has_sinks else "")
         )
+
+
+def entropy_bits(weights: NDArray[np.float32], sinks: NDArray[np.float32]) -> Floats:
+    """Entropy of each query's distribution in bits: weights (..., T, S), sinks (..., T)."""
+    entropy: Floats = _plogp(weights.astype(np.float64)).sum(axis=-1)
+    return entropy + _plogp(sinks.astype(np.float64))
 
 
 def measure_heads(
@@ -58,7 +69,7 @@ def measure_heads(
         source: the dump, for the report.
     """
     numbers = {
-        "entropy_bits": _entropy_bits(maps),
+        "entropy_bits": entropy_bits(maps.weights_BLATS, maps.sinks_BLAT),
         "sink_mass": maps.sinks_BLAT.astype(np.float64),
         "mean_distance": _mean_distance(maps),
     }
@@ -76,12 +87,6 @@ def measure_heads(
         if head in wanted
     )
     return AttentionReport(input=source, samples=maps.samples, heads=reports)
-
-
-def _entropy_bits(maps: AttentionMaps) -> Floats:
-    weights, sinks = maps.weights_BLATS.astype(np.float64), maps.sinks_BLAT.astype(np.float64)
-    entropy_BLAT: Floats = _plogp(weights).sum(axis=-1) + _plogp(sinks)
-    return entropy_BLAT
 
 
 def _plogp(p: Floats) -> Floats:

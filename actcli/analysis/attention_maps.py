@@ -1,20 +1,21 @@
-"""Attention of chosen boards as a dump holds it, and what of a dump attention can come from.
+"""What of a dump attention can come from, and attention of chosen boards as it is stored.
 
 Tensor legend: B samples, L layers, A heads, T queries, S keys.
 """
 
 from collections.abc import Sequence
-from math import isqrt
+from math import isqrt, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actcli.errors import DumpError
 from actcli.reports.attention import AttentionMaps
-from actcli.store.reader import Dump
+from actcli.store.reader import Dump, numpy_dtype
 from actcli.store.values import as_float32
 
 WEIGHTS, ATTN_INPUT, BOARDS = "attn_weights", "attn_norm", "boards"
+TOKEN_IDS, MASK = "token_ids", "mask"
 _ROUNDING = {"F64": 1e-4, "F32": 1e-4, "F16": 2e-3, "BF16": 8e-3}
 """How far a row of stored weights may be from 1 by rounding: two units in the last place of 1.
 
@@ -39,30 +40,47 @@ def attention_layers(dump: Dump) -> list[int]:
 
 
 def check_attention_dump(dump: Dump) -> None:
-    """Refuse a dump whose attention, boards and layers do not fit together, before any work.
+    """Refuse a dump whose attention, samples and layers do not fit together, before any work.
 
     Raises:
-        DumpError: an axis is missing, of another length than that of the boards, or empty.
+        DumpError: an axis is missing, of another length than that of the samples, or empty.
     """
     key = _attention_key(dump)
-    shape, boards = dump.check_key(key).shape, dump.check_key(BOARDS).shape
+    samples = samples_key(dump)
+    shape, tokens_shape = dump.check_key(key).shape, dump.check_key(samples).shape
     expected = "(N, layers, heads, T, T)" if key == WEIGHTS else "(N, layers, T, hidden)"
     tokens = shape[3:] if key == WEIGHTS else shape[2:3]
     fits = (
         len(shape) == (5 if key == WEIGHTS else 4)
-        and len(boards) == 2
-        and shape[0] == boards[0]
-        and set(tokens) == {boards[1]}
+        and len(tokens_shape) == 2
+        and shape[0] == tokens_shape[0]
+        and set(tokens) == {tokens_shape[1]}
     )
     if not fits:
         raise DumpError(
-            f"{dump.path}: {key} is {list(shape)} and {BOARDS} {list(boards)}, expected {expected} "
-            f"and (N, T)"
+            f"{dump.path}: {key} is {list(shape)} and {samples} {list(tokens_shape)}, expected "
+            f"{expected} and (N, T)"
         )
-    if isqrt(boards[1]) ** 2 != boards[1] or not boards[1]:
-        raise DumpError(f"{dump.path}: boards of {boards[1]} cells are not square")
+    n_cells = tokens_shape[1]
+    if samples == BOARDS and (isqrt(n_cells) ** 2 != n_cells or not n_cells):
+        raise DumpError(f"{dump.path}: boards of {n_cells} cells are not square")
     if not shape[0]:
         raise DumpError(f"{dump.path} holds no samples")
+
+
+def samples_key(dump: Dump) -> str:
+    """Which tensor tells what the samples were: `boards` or `token_ids`.
+
+    Raises:
+        DumpError: the dump has neither.
+    """
+    for key in (BOARDS, TOKEN_IDS):
+        if key in dump.header.tensors:
+            return key
+    raise DumpError(
+        f"{dump.path} has no tensor {BOARDS!r} and no {TOKEN_IDS!r}: attn-plot draws attention on "
+        f"boards or on tokens, and a dump keeps them beside the activations"
+    )
 
 
 def holds_weights(dump: Dump) -> bool:
@@ -71,13 +89,7 @@ def holds_weights(dump: Dump) -> bool:
 
 
 def read_boards(dump: Dump, samples: Sequence[int]) -> NDArray[np.uint8]:
-    """The boards (B, T) of these rows of the dump.
-
-    Raises:
-        DumpError: it has no boards.
-    """
-    if BOARDS not in dump.header.tensors:
-        raise DumpError(f"{dump.path} has no {BOARDS!r}: attn-plot draws attention on boards")
+    """The boards (B, T) of these rows of the dump."""
     boards = dump.tensor(BOARDS)
     return np.concatenate([boards.read_rows(row, row + 1) for row in samples])
 
@@ -86,11 +98,18 @@ def read_layers(
     dump: Dump, key: str, samples: Sequence[int], layers: Sequence[int]
 ) -> NDArray[np.float32]:
     """Return some rows and model layers of a tensor with a layer axis, in the order given."""
+    return np.stack([read_layers_of(dump, key, row, layers) for row in samples])
+
+
+def read_layers_of(dump: Dump, key: str, row: int, layers: Sequence[int]) -> NDArray[np.float32]:
+    """Return some model layers of one row of a tensor with a layer axis: nothing else is read."""
     tensor, held = dump.tensor(key), attention_layers(dump)
-    places = [held.index(layer) for layer in layers]
-    return np.concatenate(
-        [as_float32(tensor.read_rows(row, row + 1), tensor.dtype)[:, places] for row in samples]
-    )
+    shape, size = tensor.shape[2:], prod(tensor.shape[2:])
+    first = row * tensor.shape[1]
+    spans = [((first + held.index(layer)) * size, size) for layer in layers]
+    flat = np.empty(len(layers) * size, numpy_dtype(tensor.dtype))
+    tensor.read_spans(spans, out=flat)
+    return as_float32(flat.reshape(len(layers), *shape), tensor.dtype)
 
 
 def stored_attention(
@@ -118,5 +137,6 @@ def _attention_key(dump: Dump) -> str:
             return key
     raise DumpError(
         f"{dump.path} has neither {WEIGHTS!r} nor {ATTN_INPUT!r}: dump one of them, for example "
-        f"'actcli dump --outputs {WEIGHTS}'; it holds {', '.join(dump.header.tensors)}"
+        f"'actcli dump --outputs {WEIGHTS}' (which is there also where no norm comes before "
+        f"attention, as in BERT and OLMo-2); it holds {', '.join(dump.header.tensors)}"
     )

@@ -2,7 +2,7 @@
 
 1. The fingerprint in the dump's manifest is that of the model's weights, where there is one.
 2. The shapes agree.
-3. One board of the dump, run through the model, gives what the dump holds of it.
+3. One sample of the dump, run through the model, gives what the dump holds of it.
 """
 
 from typing import Any
@@ -13,27 +13,29 @@ from numpy.typing import NDArray
 
 from actcli.capture.plan import make_plan
 from actcli.capture.verify import plain_values
-from actcli.errors import DumpError
+from actcli.errors import CaptureError, DumpError
 from actcli.models.adapter import ModelAdapter
-from actcli.samples.boards import GivenBoards
+from actcli.samples.source import SampleSource
 from actcli.store.reader import Dump
 from actcli.store.values import as_float32
 
 _COMPARED = ("attn_norm", "layer_outputs", "attn_weights")
 _TOLERANCE = {"F32": 1e-3, "F16": 1e-2, "BF16": 5e-2}
 """Largest difference, relative to the largest value: rounding of the storage dtype, and room for
-another machine's order of additions."""
+another machine's order of additions. The coarser counts of the stored and the model's dtype: in
+bf16 a sample alone is not the same to the last bit as one in a batch."""
+
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def check_belongs(
-    dump: Dump, adapter: ModelAdapter, *, boards: NDArray[np.uint8], row: int
-) -> None:
+def check_belongs(dump: Dump, adapter: ModelAdapter, *, sample: SampleSource, row: int) -> None:
     """Refuse a dump that was not made from this model.
 
     Args:
-        dump: has boards, and `attn_norm` or `attn_weights`.
-        adapter: the model.
-        boards: (1, T), the board at `row`.
+        dump: of all tokens; what it holds of `attn_norm`, `layer_outputs` and `attn_weights` is
+            compared.
+        adapter: the model, loaded to compute in the dtype that the dump was made in.
+        sample: a single sample, the one at `row` without its padding.
         row: the row of the dump that is compared.
 
     Raises:
@@ -47,15 +49,17 @@ def check_belongs(
             f"give the right model with --init"
         )
     layers = _layers(dump, adapter, name)
-    adapter.check_tokens(n_tokens=boards.shape[1], largest_token=int(boards.max()))
+    adapter.check_tokens(n_tokens=sample.n_tokens, largest_token=sample.largest_token)
     keys = [key for key in _COMPARED if key in dump.header.tensors]
-    samples = GivenBoards(boards)
-    plan = make_plan(adapter, samples, keys, layers=layers, positions=None, dtype=torch.float32)
-    found = plain_values(adapter, plan, samples, 0)
+    try:
+        plan = make_plan(adapter, sample, keys, layers=layers, positions=None, dtype=torch.float32)
+    except CaptureError as error:
+        raise DumpError(f"{dump.path} does not belong to {name}: {error}") from error
+    found = plain_values(adapter, plan, sample, 0)
     for key in keys:
         tensor = dump.tensor(key)
         stored = as_float32(tensor.read_rows(row, row + 1), tensor.dtype)[0]
-        _compare(dump, name, key, stored, found[key].numpy(), _TOLERANCE.get(tensor.dtype, 5e-2))
+        _compare(dump, adapter, key, stored, found[key].numpy())
 
 
 def _layers(dump: Dump, adapter: ModelAdapter, name: str) -> list[int]:
@@ -76,12 +80,26 @@ def _layers(dump: Dump, adapter: ModelAdapter, name: str) -> list[int]:
 
 
 def _compare(
-    dump: Dump, name: str, key: str, stored: NDArray[Any], found: NDArray[Any], tolerance: float
+    dump: Dump,
+    adapter: ModelAdapter,
+    key: str,
+    padded: NDArray[Any],
+    found: NDArray[Any],
 ) -> None:
+    """Compare one row of the dump, which may be padded, with what the model gives for it."""
+    stored = padded[tuple(map(slice, found.shape))]
+    if stored.shape != found.shape:
+        raise DumpError(
+            f"{dump.path} does not belong to {adapter.files.source.init}: a sample of its {key} is "
+            f"{list(padded.shape)}, the model's {list(found.shape)}; give the right model with "
+            f"--init"
+        )
+    dtypes = (dump.check_key(key).dtype, _DTYPES.get(next(adapter.net.parameters()).dtype, "F32"))
+    tolerance = max(_TOLERANCE.get(each, 5e-2) for each in dtypes)
     scale = max(1.0, float(np.abs(found).max()))
     difference = float(np.abs(stored - found).max())
     if not difference <= tolerance * scale:
         raise DumpError(
-            f"{dump.path} does not belong to {name}: {key} of one of its boards differs by up to "
-            f"{difference:.3g}; give the right model with --init"
+            f"{dump.path} does not belong to {adapter.files.source.init}: {key} of one of its "
+            f"samples differs by up to {difference:.3g}; give the right model with --init"
         )

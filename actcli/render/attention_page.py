@@ -1,9 +1,10 @@
 """Attention as one HTML page that needs nothing but a browser: no network, no build step.
 
-The page itself is `attention_page.html`; this module writes the data into it. Weights stand there
-as little-endian float32, so that the numbers under the pointer are those of the model, bit by bit.
+The page itself is `attention_page.html`, with styles and a script of their own for boards and for
+texts; this module writes the data into it. Weights stand there as little-endian float32, so that
+the numbers under the pointer are those of the model, bit by bit.
 
-Tensor legend: B samples, L layers, A heads (and their mean), T queries, S keys, K keys and sink.
+Tensor legend: L layers, A heads (and their mean), T queries, S keys, K keys and sink.
 """
 
 import base64
@@ -17,16 +18,31 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from actcli.errors import UsageError
 from actcli.render.board import TILE_COLOURS
-from actcli.reports.attention import AttentionMaps, AttentionReport, HeadReport
+from actcli.render.lens_tokens import escaped
+from actcli.reports.attention import (
+    AttentionMaps,
+    AttentionReport,
+    HeadReport,
+    TextHeadReport,
+    TextMaps,
+)
 
 _TEMPLATE = Path(__file__).with_name("attention_page.html")
+_MOST_WEIGHTS = 1 << 26  # float32: more than a browser takes in one page
 _COLOURS = "magma"
 _AVERAGE = "avg"
-_UNITS = {"entropy_bits": "entropy (bits)", "mean_distance": "mean distance (steps)"}
+_BOARD_WORDS = {"entropy_bits": "entropy (bits)", "mean_distance": "mean distance (steps)"}
+_TEXT_WORDS = {
+    "entropy_bits": "entropy (bits)",
+    "mean_distance": "mean distance (tokens)",
+    "first_mass": "first token",
+    "previous_mass": "previous token",
+}
 
 
-def attention_page(maps: AttentionMaps, report: AttentionReport, *, title: str) -> str:
+def attention_page(maps: AttentionMaps | TextMaps, report: AttentionReport, *, title: str) -> str:
     """Write the page: all samples, layers and heads to look at, and the heads' numbers to sort.
 
     Args:
@@ -36,53 +52,105 @@ def attention_page(maps: AttentionMaps, report: AttentionReport, *, title: str) 
 
     Returns:
         a whole HTML document.
+
+    Raises:
+        UsageError: there is more than a page can hold.
     """
-    parts = {"title": html.escape(title), "data": _json_in_html(_page_data(maps, report))}
+    kind = "text" if isinstance(maps, TextMaps) else "boards"
+    parts = {
+        "title": html.escape(title),
+        "data": _json_in_html(_page_data(maps, report)),
+        "style": _part(kind, "css"),
+        "script": _part(kind, "js"),
+    }
     template = _TEMPLATE.read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def _page_data(maps: AttentionMaps, report: AttentionReport) -> dict[str, Any]:
+def _part(kind: str, suffix: str) -> str:
+    path = _TEMPLATE.with_name(f"{_TEMPLATE.stem}_{kind}.{suffix}")
+    return path.read_text(encoding="utf-8").rstrip()
+
+
+def _page_data(maps: AttentionMaps | TextMaps, report: AttentionReport) -> dict[str, Any]:
     named = {each.head for each in report.heads}
     heads = [head for head in maps.heads if head in named]
     average = [_AVERAGE] if len(maps.heads) > 1 else []
+    lengths = [each.shape[-1] for each in maps.weights]
+    _check_size(lengths, n_maps=len(maps.layers) * (len(heads) + len(average)))
     return {
         "input": report.input,
         "samples": maps.samples,
         "layers": [layer + 1 for layer in maps.layers],
         "heads": [*map(str, heads), *average],
-        "side": maps.side,
         "hasSinks": maps.has_sinks,
-        "boards": maps.boards_BT.tolist(),
-        "weights": _base64(_weights_BLATK(maps, heads, average=bool(average)).astype("<f4")),
+        "lengths": lengths,
+        "weights": _base64(_weights(maps, heads, average=bool(average)).astype("<f4")),
         "numbers": [each.model_dump() for each in report.heads],
         "columns": _columns(maps),
         "colours": _base64(mpl.colormaps[_COLOURS](range(256), bytes=True)[:, :3]),
-        "tileColours": TILE_COLOURS,
+        **_samples(maps),
     }
 
 
-def _weights_BLATK(maps: AttentionMaps, heads: list[int], *, average: bool) -> NDArray[np.float32]:
-    """Weights of some heads, with the sink as last key and the mean of all heads as last head."""
-    weights = maps.weights_BLATS
-    if maps.has_sinks:
-        weights = np.concatenate([weights, maps.sinks_BLAT[..., None]], axis=-1)
-    chosen = weights[:, :, [maps.heads.index(head) for head in heads]]
+def _check_size(lengths: list[int], *, n_maps: int) -> None:
+    n_weights = n_maps * sum(n_tokens**2 for n_tokens in lengths)
+    if n_weights > _MOST_WEIGHTS:
+        raise UsageError(
+            f"--html: {n_weights:,} weights are more than a page can hold ({_MOST_WEIGHTS:,}): "
+            f"choose fewer --samples, --layer or --heads"
+        )
+
+
+def _samples(maps: AttentionMaps | TextMaps) -> dict[str, Any]:
+    if isinstance(maps, TextMaps):
+        tokens = [[escaped(token) for token in each] for each in maps.tokens]
+        return {"tokens": tokens, "ids": [each.tolist() for each in maps.token_ids]}
+    boards = maps.boards_BT.tolist()
+    return {"side": maps.side, "boards": boards, "tileColours": TILE_COLOURS}
+
+
+def _weights(
+    maps: AttentionMaps | TextMaps, heads: list[int], *, average: bool
+) -> NDArray[np.float32]:
+    """Weights of some heads (L, A, T, K) of one sample after the other, flat."""
+    return np.concatenate(
+        [
+            _weights_LATK(weights_LATS, sinks_LAT if maps.has_sinks else None, heads, average)
+            for weights_LATS, sinks_LAT in zip(maps.weights, maps.sinks, strict=True)
+        ],
+        axis=None,
+    )
+
+
+def _weights_LATK(
+    weights_LATS: NDArray[np.float32],
+    sinks_LAT: NDArray[np.float32] | None,
+    heads: list[int],
+    average: bool,
+) -> NDArray[np.float32]:
+    """The sink is the last key, the mean of all heads the last head."""
+    weights = weights_LATS
+    if sinks_LAT is not None:
+        weights = np.concatenate([weights, sinks_LAT[..., None]], axis=-1)
+    chosen = weights[:, heads]
     if not average:
         return chosen
-    mean = weights.mean(axis=2, dtype=np.float64, keepdims=True).astype(np.float32)
-    return np.concatenate([chosen, mean], axis=2)
+    mean = weights.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+    return np.concatenate([chosen, mean], axis=1)
 
 
-def _columns(maps: AttentionMaps) -> list[dict[str, str | None]]:
+def _columns(maps: AttentionMaps | TextMaps) -> list[dict[str, str | None]]:
     """The numbers of a head: name in the report, words for it, what it means."""
+    is_text = isinstance(maps, TextMaps)
+    head, words = (TextHeadReport, _TEXT_WORDS) if is_text else (HeadReport, _BOARD_WORDS)
     return [
         {
             "name": name,
-            "label": _UNITS.get(name, name.removesuffix("_mass").replace("_", " ")),
+            "label": words.get(name, name.removesuffix("_mass").replace("_", " ")),
             "help": field.description,
         }
-        for name, field in HeadReport.model_fields.items()
+        for name, field in head.model_fields.items()
         if name != "sink_mass" or maps.has_sinks
     ]
 

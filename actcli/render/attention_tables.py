@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from actcli.reports.attention import AttentionReport, HeadReport
+from actcli.reports.attention import AttentionReport, TextHeadReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,18 +19,29 @@ _COLUMNS = {
     "empty_mass": "Empty",
     "sink_mass": "Sink",
 }
+_TEXT_COLUMNS = {
+    "entropy_bits": "Entropy (bits)",
+    "mean_distance": "Distance",
+    "first_mass": "First token",
+    "previous_mass": "Previous",
+    "self_mass": "Self",
+    "sink_mass": "Sink",
+}
 
 
 def attention_tables(report: AttentionReport) -> "Iterable[RenderableType]":
     """The numbers of each head, and where the files are."""
     from rich.table import Table
 
-    boards = ", ".join(map(str, report.samples[:8])) + (", ..." if len(report.samples) > 8 else "")
-    table = Table(title=f"Attention Heads (mean over samples {boards})")
-    for name in ("Layer", "Head", *_COLUMNS.values()):
+    samples = ", ".join(map(str, report.samples[:8])) + (", ..." if len(report.samples) > 8 else "")
+    is_text = bool(report.heads) and isinstance(report.heads[0], TextHeadReport)
+    columns = _TEXT_COLUMNS if is_text else _COLUMNS
+    table = Table(title=f"Attention Heads (mean over samples {samples})")
+    for name in ("Layer", "Head", *columns.values()):
         table.add_column(name, justify="right")
     for head in report.heads:
-        table.add_row(str(head.layer), str(head.head), *map(_shown, _numbers(head)))
+        numbers = (_shown(getattr(head, name)) for name in columns)
+        table.add_row(str(head.layer), str(head.head), *numbers)
     yield table
     if report.folder is not None:
         yield f"Wrote attention visualizations to {report.folder}"
@@ -39,9 +50,5 @@ def attention_tables(report: AttentionReport) -> "Iterable[RenderableType]":
             yield f"Wrote {path}"
 
 
-def _numbers(head: HeadReport) -> list[float]:
-    return [float(getattr(head, name)) for name in _COLUMNS]
-
-
-def _shown(number: float) -> str:
-    return f"{number:.3f}"
+def _shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"

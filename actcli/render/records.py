@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from actcli.errors import ActcliError
-from actcli.reports.attention import AttentionReport, HeadReport
+from actcli.reports.attention import AttentionReport
 from actcli.reports.outliers import ComparedOutliersReport, OutlierReport
 from actcli.store.writer import check_target
 
@@ -56,7 +56,7 @@ def write_heads(report: AttentionReport, path: Path) -> None:
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HeadReport.model_fields)
+    writer.writerow(type(report.heads[0]).model_fields)
     writer.writerows(head.model_dump().values() for head in report.heads)
     write_file(path, text.getvalue().encode())
 

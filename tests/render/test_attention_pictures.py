@@ -8,10 +8,10 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
+from actcli.render.attention_figures import colour_limit
 from actcli.render.attention_pictures import (
     _HeadPicture,
     cell_names,
-    colour_limit,
     write_board_texts,
     write_grid_pictures,
     write_head_pictures,

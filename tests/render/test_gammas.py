@@ -31,7 +31,7 @@ def test_the_table():
         "z": in_memory("z", np.ones(3)),
     }
     text = printed(summarise_gammas(gammas, source="x[/y].pt"))
-    assert "RMSNorm gammas of x[/y].pt" in text
+    assert "Norm gammas of x[/y].pt" in text
     cells = [
         cell.strip()
         for cell in next(line for line in text.splitlines() if "a[b]" in line).split("│")
