@@ -55,7 +55,7 @@ class GammasConfig(CommandConfig):
 
 
 def gammas(config: GammasConfig) -> None:
-    """Show how far the gains of a model's RMSNorms have moved from 1.
+    """Show how far the gains of a model's norms have moved from 1.
 
     Reads a dump or the model itself. A norm starts with all gammas at 1.0; ones that stay there
     hint at weights that were never trained or never loaded.
@@ -105,7 +105,7 @@ def _gammas_of_model(init: str, prefix: str) -> "dict[str, StoredTensor]":
     if not chosen:
         raise ModelError(
             f"{init} has no norm whose key in a dump begins with {prefix!r}; it has "
-            f"{', '.join(named) or 'no RMSNorm'}"
+            f"{', '.join(named) or 'no norm with a gain'}"
         )
     return {
         key.removeprefix(prefix): in_memory(key, named[key].float().cpu().numpy()) for key in chosen

@@ -12,7 +12,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 def gamma_tables(report: GammaReport) -> Iterable[RenderableType]:
     """One line for each norm, then the verdict over all of them."""
-    table = Table("Norm", "Shape", "Dtype", title=f"RMSNorm gammas of {report.source}")
+    table = Table("Norm", "Shape", "Dtype", title=f"Norm gammas of {report.source}")
     for head in ("Ones", "Ones %", "Min", "Max", "Mean", "Std"):
         table.add_column(head, justify="right")
     table.add_column(_distribution_head(report), no_wrap=True)
