@@ -22,7 +22,7 @@ from actcli.analysis.lens_statistics import Decode, LensKernel
 from actcli.errors import UsageError
 from actcli.models.translators import Translators
 from actcli.models.unembedding import Unembedding
-from actcli.reports.logit_lens import STREAMS, LensTable
+from actcli.reports.lens_table import STREAMS, LensTable
 from actcli.terminal.fields import IntRanges
 
 Positions = Literal["last", "all"] | IntRanges
@@ -30,7 +30,7 @@ Positions = Literal["last", "all"] | IntRanges
 
 
 class State(NamedTuple):
-    """A place in the model; layers as in `reports.logit_lens`."""
+    """A place in the model; layers as in `reports.lens_table`."""
 
     stream: str
     layer: int

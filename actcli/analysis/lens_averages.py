@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from actcli.reports.logit_lens import STREAMS, LayerReport, LensTable, MeanReport, place_name
+from actcli.reports.lens_table import STREAMS, LensTable, place_name
+from actcli.reports.logit_lens import LayerReport, MeanReport
 
 _MEANS = (
     "entropy_bits",

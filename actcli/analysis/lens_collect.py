@@ -20,14 +20,8 @@ from actcli.analysis.lens_milestones import Thresholds, find_milestones, is_word
 from actcli.analysis.lens_statistics import LensKernel
 from actcli.analysis.lens_summary import compare_raw_with_norm, judge_raw_with_norm
 from actcli.models.unembedding import Unembedding
-from actcli.reports.logit_lens import (
-    STREAMS,
-    AnswerReport,
-    LensTable,
-    RawNormCheck,
-    SampleReport,
-    TokenReport,
-)
+from actcli.reports.lens_table import STREAMS, LensTable
+from actcli.reports.logit_lens import AnswerReport, RawNormCheck, SampleReport, TokenReport
 
 _RESID = STREAMS.index("resid")
 

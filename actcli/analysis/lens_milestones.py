@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcli.errors import UsageError
-from actcli.reports.logit_lens import AnswerReport, ControlReport, LensTable, Milestones
+from actcli.reports.lens_table import LensTable
+from actcli.reports.logit_lens import AnswerReport, ControlReport, Milestones
 
 _RANKS = (1, 5, 10)
 _KL_BITS = (0.5, 1.0)

@@ -1,6 +1,6 @@
 """Which sites a lens reads, and how captured activations become its states.
 
-Layers as in `reports.logit_lens`: 0 enters block 0, l is what block l-1 gives or adds.
+Layers as in `reports.lens_table`: 0 enters block 0, l is what block l-1 gives or adds.
 
 Tensor legend: B texts, L captured blocks, T tokens, H hidden.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actcli.analysis.lens import State
-from actcli.reports.logit_lens import STREAMS
+from actcli.reports.lens_table import STREAMS
 
 _SITES = {"resid": "layer_outputs", "mid": "resid_mid", "attn": "attn_out", "mlp": "mlp_out"}
 _FINAL = "layer_outputs"

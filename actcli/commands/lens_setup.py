@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from actcli.capture.lens_sources import CapturedTexts
     from actcli.commands.logit_lens import LogitLensConfig
     from actcli.models.transformer import HuggingFaceTransformer
-    from actcli.reports.logit_lens import LensTable, LogitLensReport
+    from actcli.reports.lens_table import LensTable
+    from actcli.reports.logit_lens import LogitLensReport
     from actcli.store.reader import Dump
 
 _MOST_REPORTED = 100

@@ -21,7 +21,8 @@ from actcli.terminal.fields import Cli, CommaSeparated, IntRanges, Repeated
 
 if TYPE_CHECKING:
     from actcli.commands.lens_setup import LensSetup
-    from actcli.reports.logit_lens import LensTable, LogitLensReport
+    from actcli.reports.lens_table import LensTable
+    from actcli.reports.logit_lens import LogitLensReport
 
 _LENS = "The lens"
 _STREAMS = ("resid", "mid", "attn", "mlp")

@@ -8,7 +8,7 @@ Two formats are read, neither of which runs code:
                  (H, H): for what block l gives, our layer l + 1; J h. The matrices stand under the
                  key `J` by block, or each under a key `J.l`
 
-Layers are those of `reports.logit_lens`: 0 enters block 0, l is what block l-1 gives.
+Layers are those of `reports.lens_table`: 0 enters block 0, l is what block l-1 gives.
 
 Tensor legend: R rows, H hidden.
 """

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from actcli.render.lens_words import lens_note
 from actcli.render.records import write_file
-from actcli.reports.logit_lens import LensTable, LogitLensReport, SampleReport
+from actcli.reports.lens_table import LensTable
+from actcli.reports.logit_lens import LogitLensReport, SampleReport
 
 
 def write_summary(report: LogitLensReport, path: Path) -> None:
@@ -64,7 +66,7 @@ def _pictures(
     from actcli.render.lens_heatmap import write_heatmap
     from actcli.render.lens_lines import write_trajectories
 
-    note = "raw lens (no final norm)" if report.lens.lens == "raw" else ""
+    note = lens_note(report.lens)
     for sample in _drawn(table, report):
         for stream in report.streams:
             name = f"{stem}-{sample.sample}" + ("" if stream == "resid" else f"-{stream}")

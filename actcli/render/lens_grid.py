@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actcli.reports.logit_lens import LensTable, place_name
+from actcli.reports.lens_table import LensTable, place_name
 
 
 class Metric(NamedTuple):

@@ -16,7 +16,7 @@ from actcli.render.lens_grid import METRICS, LensGrid, Metric, grid_of
 from actcli.render.lens_letters import drawable, plain
 from actcli.render.lens_tokens import brief, cut
 from actcli.render.records import write_file
-from actcli.reports.logit_lens import LensTable
+from actcli.reports.lens_table import LensTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,8 @@ from actcli.render.lens_grid import LensGrid, followed, grid_of
 from actcli.render.lens_letters import drawable, plain
 from actcli.render.lens_tokens import cut, marked
 from actcli.render.records import write_file
-from actcli.reports.logit_lens import AnswerReport, LensTable
+from actcli.reports.lens_table import LensTable
+from actcli.reports.logit_lens import AnswerReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,15 +20,8 @@ from numpy.typing import NDArray
 from actcli.render.lens_grid import METRICS, LensGrid, grid_of
 from actcli.render.lens_tokens import escaped
 from actcli.render.lens_words import STREAM_TITLES, lens_note, milestone_words, milestones_of
-from actcli.reports.logit_lens import (
-    STREAMS,
-    AnswerReport,
-    ControlReport,
-    LensTable,
-    LogitLensReport,
-    SampleReport,
-    place_name,
-)
+from actcli.reports.lens_table import STREAMS, LensTable, place_name
+from actcli.reports.logit_lens import AnswerReport, ControlReport, LogitLensReport, SampleReport
 
 _TEMPLATE = Path(__file__).with_name("lens_page.html")
 _COLOURS = "viridis"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from actcli.errors import ActcliError, reason
 from actcli.render.lens_grid import at_end
 from actcli.render.lens_tokens import escaped
-from actcli.reports.logit_lens import STREAMS, LensTable, place_name
+from actcli.reports.lens_table import STREAMS, LensTable, place_name
 
 NEXT = "⟨NEXT⟩"
 """Stands for the token in the file of last positions: the one that the model is about to give."""

@@ -8,13 +8,8 @@ import numpy as np
 from actcli.render.lens_grid import LensGrid, grid_of
 from actcli.render.lens_tokens import brief, marked
 from actcli.render.lens_words import lens_note, milestones_of
-from actcli.reports.logit_lens import (
-    LensTable,
-    LogitLensReport,
-    MeanReport,
-    SampleReport,
-    SelfTestReport,
-)
+from actcli.reports.lens_table import LensTable
+from actcli.reports.logit_lens import LogitLensReport, MeanReport, SampleReport, SelfTestReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -21,7 +21,7 @@ from actcli.analysis.lens_summary import (
 from actcli.errors import UsageError
 from actcli.models import load_model
 from actcli.models.translators import Translator, Translators
-from actcli.reports.logit_lens import STREAMS, LensTable, place_name
+from actcli.reports.lens_table import STREAMS, LensTable, place_name
 from actcli.terminal.fields import IntRanges
 from tests.analysis.slow_lens import slow_statistics
 

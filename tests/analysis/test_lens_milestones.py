@@ -14,7 +14,8 @@ from actcli.analysis.lens_milestones import (
     stands_in,
 )
 from actcli.errors import UsageError
-from actcli.reports.logit_lens import AnswerReport, LensTable
+from actcli.reports.lens_table import LensTable
+from actcli.reports.logit_lens import AnswerReport
 
 CITY = AnswerReport(text="Paris", id=9)
 TEXTS = {1: " .", 2: " capital", 3: "of", 4: "Germany", 5: "\n", 9: "Berlin", 11: "$"}

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.bench.measure import Run, alternate, median, print_table, spread
 
@@ -59,6 +60,14 @@ def make_model(folder: Path, shape: str) -> None:
     net = LlamaForCausalLM(config).to(getattr(torch, dtype))
     print(f"shape {shape}: {sum(each.numel() for each in net.parameters()):,} parameters, {dtype}")
     net.save_pretrained(folder)
+    words = {f"t{number}": number for number in range(32_000)}  # some peers insist on a tokenizer
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")),
+        unk_token="t0",
+        bos_token="t1",
+        eos_token="t2",
+        pad_token="t0",
+    ).save_pretrained(folder)
 
 
 def mixed_lengths(rows: int, rng: np.random.Generator) -> np.ndarray:

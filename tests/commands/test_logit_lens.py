@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from actcli.commands.dump import DumpConfig, dump
@@ -44,7 +45,7 @@ def run(tmp_path, **options):
     folder = tmp_path / "lens"
     config = LogitLensConfig(device="cpu", quiet=True, output_dir=folder, **{"draw": 0} | options)
     logit_lens(config)
-    (summary,) = [path for path in folder.glob("output-*.json")]
+    (summary,) = folder.glob("output-*.json")
     (records,) = folder.glob("output-*-records.csv")
     with records.open(encoding="utf-8", newline="") as file:
         return json.loads(summary.read_text()), list(csv.DictReader(file))
@@ -246,7 +247,7 @@ def test_bad_input_is_refused(options, error, says, tmp_path):
     ],
 )
 def test_options_that_do_not_fit_are_refused(options):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValidationError):
         LogitLensConfig(**options)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actcli.render.lens_grid import METRICS, followed, grid_of
-from actcli.reports.logit_lens import STREAMS, LensTable
+from actcli.reports.lens_table import STREAMS, LensTable
 
 GOLDEN = Path(__file__).parents[1] / "data" / "logit-lens"
 CONTRAST = 7

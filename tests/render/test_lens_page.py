@@ -9,6 +9,7 @@ import numpy as np
 
 from actcli.render.lens_grid import METRICS, grid_of
 from actcli.render.lens_page import lens_page
+from actcli.reports.lens_table import place_name
 from actcli.reports.logit_lens import (
     AnswerReport,
     ControlReport,
@@ -21,7 +22,6 @@ from actcli.reports.logit_lens import (
     SampleReport,
     SelfTestReport,
     TokenReport,
-    place_name,
 )
 from tests.render.test_lens_grid import CONTRAST, golden, two_streams
 

@@ -12,7 +12,8 @@ from actcli.errors import UsageError
 from actcli.render.lens_grid import METRICS, grid_of
 from actcli.render.lens_heatmap import _draw, write_heatmap
 from actcli.render.lens_lines import trajectories, write_trajectories
-from actcli.reports.logit_lens import AnswerReport, LensTable
+from actcli.reports.lens_table import LensTable
+from actcli.reports.logit_lens import AnswerReport
 from tests.render.test_lens_grid import CONTRAST, golden, golden_table, two_streams
 
 WORDS = (

@@ -8,7 +8,7 @@ import pytest
 
 from actcli.errors import ActcliError
 from actcli.render.lens_records import PureNextTokenCsv, RecordsCsv
-from actcli.reports.logit_lens import STREAMS, LensTable, place_name
+from actcli.reports.lens_table import STREAMS, LensTable, place_name
 from tests.render.test_lens_grid import golden_table, two_streams
 
 HEADER = (
