@@ -16,11 +16,12 @@ help: ## List the targets
 
 install: $(VENV)/installed ## Make .venv and install actcli there
 
-demo: $(VENV)/installed ## Dump activations of the built-in model and count their outliers
+demo: $(VENV)/installed ## Dump activations, count their outliers, and look where an answer appears
 	@mkdir -p $(DEMO) && rm -f $(DEMO)/activations.safetensors
 	@cd $(DEMO) && PATH="$(CURDIR)/$(BIN):$$PATH" && set -ex \
 	  && actcli dump --outputs attn_norm,mlp_input \
-	  && actcli outliers --threshold 6
+	  && actcli outliers --threshold 6 \
+	  && actcli logit-lens --no-files
 
 test: $(VENV)/installed-dev ## Run every test; `make test ARGS="-k outliers"` some of them
 	$(BIN)/python -m pytest $(ARGS)
