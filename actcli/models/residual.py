@@ -146,7 +146,7 @@ def _fitted(stream: Tensor, term: Tensor, total: Tensor) -> float | None:
     power = float((wide * wide).sum())
     fitted = float((difference * wide).sum()) / power if power else 1.0
     scale = stream.abs() + term.abs() + total.abs()
-    for factor in (1.0, float(f"{fitted:.5g}"), fitted):  # a short number, if one will do
+    for factor in (1.0, float(f"{fitted:.3g}"), fitted):  # a short number, if one will do
         if factor and _negligible(difference - factor * wide, scale, total.dtype):
             return factor
     return None

@@ -66,3 +66,15 @@ def test_as_many_experts_as_layers(tmp_path):
     architectures.save_config("mixtral", config, tmp_path)
     adapter = load_model(str(tmp_path))
     assert adapter.layer_points("layer_outputs", 2).module == "model.layers.2"
+
+
+@pytest.mark.parametrize("factor", [0.22, 1.4 / 40**0.5])
+def test_factors_of_additions(tmp_path, factor):
+    config = ALL["granite"]()
+    config.residual_multiplier = factor
+    architectures.save_config("granite", config, tmp_path)
+    for block in load_model(str(tmp_path)).blocks:
+        for site in ("attn_out", "mlp_out"):
+            found = block.points[site].view.keywords["factor"]
+            assert found == pytest.approx(factor, rel=1e-6)
+    assert load_model(str(tmp_path)).blocks[0].kind == "pre-norm"
