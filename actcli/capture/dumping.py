@@ -29,6 +29,10 @@ Advance = Callable[[int], None]
 """Called with the number of samples done since the last call."""
 
 
+_BUFFER_BYTES = {"cpu": 96 << 20, "mps": 96 << 20, "cuda": 1 << 30}
+"""The most that one batch of captured activations takes by default; a ring holds two or three."""
+
+
 @dataclass(frozen=True)
 class DumpRun:
     """A model, its samples and a plan that fit together: ready to run."""
@@ -91,9 +95,15 @@ def prepare(
         positions=_resolve_positions(positions, samples) if positions else None,
         dtype=DTYPES[dtype],
     )
-    budget = batch_tokens or default_batch_tokens(device)
+    budget = batch_tokens or _default_budget(plan, samples, device)
     batches = plan_batches(samples, batch_size=batch_size, batch_tokens=budget)
     return DumpRun(adapter, samples, plan, batches, device)
+
+
+def _default_budget(plan: CapturePlan, samples: SampleSource, device: torch.device) -> int:
+    """What suits the device, or fewer tokens where these would fill too large a buffer."""
+    bytes_per_token = max(1, plan.row_bytes // max(1, samples.n_tokens))
+    return max(1, min(default_batch_tokens(device), _BUFFER_BYTES[device.type] // bytes_per_token))
 
 
 def _resolve_positions(positions: IntRanges, samples: SampleSource) -> tuple[int, ...]:

@@ -84,8 +84,8 @@ class DumpConfig(TextOptions, ModelOptions):
     """Samples in one forward pass; as many as --batch-tokens allows, if not given."""
 
     batch_tokens: Annotated[PositiveInt | None, Cli(panel=_RUN)] = None
-    """Tokens in one forward pass, padding included; 2048 on a CPU and 16384 on a GPU, if not
-    given. Samples of like length go together."""
+    """Tokens in one forward pass, padding included; if not given, 2048 on a CPU and 16384 on a
+    GPU, or as many as keep the buffers small. Samples of like length go together."""
 
     device: Annotated[str, Cli(envvar="ACTCLI_DEVICE", panel=_RUN, complete=completion.devices)] = (
         "auto"

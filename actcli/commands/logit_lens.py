@@ -85,7 +85,7 @@ class LogitLensConfig(TextOptions, ModelOptions):
     translator: Annotated[Path | None, Cli(panel=_LENS)] = None
     """Learned maps before the final norm: a tuned-lens folder, or a J-lens file."""
 
-    batch_tokens: Annotated[PositiveInt, Cli(panel=_LENS)] = 1024
+    batch_tokens: Annotated[PositiveInt, Cli(panel=_LENS)] = 512
     """Tokens in one forward pass, padding included."""
 
     output_dir: Annotated[Path | None, Cli(panel=OUTPUT_PANEL)] = None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ON_CPU = ("bench_startup", "bench_outliers", "bench_dump", "bench_attn_plot")
+ON_CPU = ("bench_startup", "bench_outliers", "bench_dump", "bench_attn_plot", "bench_logit_lens")
 RAM_DISK = Path("/dev/shm")
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ ARMS = ("limit", "plain", "ours", "ours, all")
 COLUMNS = ("top_ids", "top_p", "entropy_bits", "kl_to_final_bits", "rank_target")
 BATCH, TOKENS = 8, 128
 
-Step = Callable[[Tensor], object]
+Read = Callable[[Tensor], None]
 
 
 def main() -> None:
@@ -102,15 +103,14 @@ def _command(options: argparse.Namespace, folder: str, arm: str) -> list[str]:
 
 
 def _run_arm(options: argparse.Namespace) -> None:
-    step = _own(options) if options.arm.startswith("ours") else _other(options)
+    read = _own(options) if options.arm.startswith("ours") else _other(options)
     loaded = _held_mib()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, SHAPE["vocab_size"], (options.samples, TOKENS), generator=generator)
     with torch.inference_mode():
-        step(tokens[:BATCH])
+        read(tokens[:BATCH])
         began, began_cpu = time.perf_counter(), time.process_time()
-        for batch in tokens.split(BATCH):
-            step(batch)
+        read(tokens)
         elapsed, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"elapsed_s": elapsed, "cpu_s": cpu, "added_mib": peak - loaded}))
@@ -121,7 +121,7 @@ def _held_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def _other(options: argparse.Namespace) -> Step:
+def _other(options: argparse.Namespace) -> Read:
     from transformers import LlamaForCausalLM
 
     net: Any = LlamaForCausalLM.from_pretrained(options.model).eval()
@@ -143,7 +143,13 @@ def _other(options: argparse.Namespace) -> Step:
             found.append(_plain_statistics(logits_BTV, logs_BTV, final_BTV, next_BT1))
         return found
 
-    return limit if options.arm == "limit" else plain
+    step = limit if options.arm == "limit" else plain
+
+    def read(tokens_NT: Tensor) -> None:
+        for batch_BT in tokens_NT.split(BATCH):
+            step(batch_BT)
+
+    return read
 
 
 def _plain_statistics(
@@ -157,33 +163,46 @@ def _plain_statistics(
     return top.indices, top.values, entropy, kl, rank
 
 
-def _own(options: argparse.Namespace) -> Step:
+def _own(options: argparse.Namespace) -> Read:
+    """What the command does, without its files: capture engine, kernel, for `all` the records."""
+    from actcli.analysis.lens import LensBatch, read_lens
+    from actcli.analysis.lens_states import WantedStates
     from actcli.analysis.lens_statistics import METRICS, LensKernel
+    from actcli.capture.lens_sources import run_model
+    from actcli.commands.logit_lens import LogitLensConfig
     from actcli.models import load_model
+    from actcli.samples.token_file import open_token_file
 
     adapter: Any = load_model(options.model)
+    wants_all = options.arm == "ours, all"
     kernel = LensKernel(
         adapter.unembedding,
         chunk_bytes=options.chunk_mib << 20,
-        metrics=METRICS if options.arm == "ours, all" else COLUMNS,
+        metrics=METRICS if wants_all else COLUMNS,
     )
-    body, states = adapter.net.model, []
-    body.layers[0].register_forward_pre_hook(
-        lambda _module, args, kwargs: states.append(args[0] if args else kwargs["hidden_states"]),
-        with_kwargs=True,
-    )
-    for layer in body.layers:
-        layer.register_forward_hook(
-            lambda _module, _args, output: states.append(
-                output[0] if isinstance(output, tuple) else output
-            )
-        )
+    wanted = WantedStates(("resid",), tuple(range(adapter.n_layers + 1)), adapter.n_layers)
 
-    def ours(tokens_BT: Tensor) -> object:
-        states.clear()
-        body(tokens_BT)
-        rows = [each.flatten(0, 1) for each in states]
-        return kernel.read(rows[-1], rows, targets_R=torch.roll(tokens_BT, -1, dims=1).flatten())
+    def ours(tokens_NT: Tensor) -> None:
+        path = Path(options.model) / f"ids-{options.arm[-3:]}.npy"
+        np.save(path, tokens_NT.numpy())
+        captured = run_model(
+            adapter,
+            open_token_file(path),
+            sites=wanted.sites,
+            blocks=wanted.blocks,
+            batch_tokens=LogitLensConfig.model_fields["batch_tokens"].default,
+        )
+        for batch in captured:
+            final_BTH, states = wanted.of(batch.read, blocks=wanted.blocks)
+            rows_B = np.asarray(batch.rows)
+            lens = LensBatch(rows_B, batch.tokens_BT, batch.lengths_B, final_BTH, states)
+            if wants_all:
+                read_lens(kernel, adapter.unembedding, lens, positions="all")
+                continue
+            final_RH = final_BTH.flatten(0, 1)
+            each = [final_RH if one is final_BTH else one.flatten(0, 1) for one in states.values()]
+            following = torch.from_numpy(batch.tokens_BT).roll(-1, dims=1).flatten()
+            kernel.read(final_RH, each, targets_R=following)
 
     return ours
 

@@ -1,4 +1,4 @@
-"""`dump` on language models, as users run it: every source of texts, the logits, padding, refusals."""
+"""`dump` on language models, as users run it: sources of texts, logits, padding, refusals."""
 
 import json
 
