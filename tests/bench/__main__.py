@@ -9,7 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ON_CPU = ("bench_startup", "bench_outliers", "bench_dump", "bench_attn_plot", "bench_logit_lens")
+ON_CPU = (
+    "bench_startup",
+    "bench_outliers",
+    "bench_dump",
+    "bench_attn_plot",
+    "bench_logit_lens",
+    "bench_qk_contrib",
+)
 RAM_DISK = Path("/dev/shm")
 
 
