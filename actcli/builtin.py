@@ -9,6 +9,9 @@ MODEL = "demo://2048"
 STEPS = "demo://2048-steps"
 TEXT_MODEL = "demo://facts"
 TEXT = "demo://facts-text"
+DECOMPOSITION = "demo://facts-spd"
+QUESTION = "give the city name only . the capital of Germany is called simply"
+"""What the built-in text model is asked where nothing else is said."""
 _ASSETS = Path(__file__).parent / "demo" / "assets"
 
 

@@ -11,11 +11,13 @@ from actcli.commands.dump import dump
 from actcli.commands.gammas import gammas
 from actcli.commands.logit_lens import logit_lens
 from actcli.commands.outliers import outliers
+from actcli.commands.qk_contrib import qk_contrib
 from actcli.terminal.config_command import Command, add_command
 
 COMMANDS = (
     Command("dump", dump, panel="Capture"),
     Command("logit-lens", logit_lens, panel="Read a model"),
+    Command("qk-contrib", qk_contrib, panel="Read a model"),
     Command("outliers", outliers, panel="Analyse a dump"),
     Command("attn-plot", attn_plot, panel="Analyse a dump"),
     Command("gammas", gammas, panel="Analyse a dump"),

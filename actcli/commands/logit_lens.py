@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _LENS = "The lens"
 _STREAMS = ("resid", "mid", "attn", "mlp")
 _DEFAULT_FOLDER = Path("out/logit_lens")
-_DEFAULT_PROMPT = "give the city name only . the capital of Germany is called simply"
 _DEFAULT_ANSWER, _DEFAULT_CONTRAST = "Berlin", "Paris"
 
 
@@ -151,7 +150,7 @@ class LogitLensConfig(TextOptions, ModelOptions):
         told = {"init": builtin.TEXT_MODEL}
         if self.given_source is not None:
             return self.model_copy(update=told)
-        asked: dict[str, object] = {"prompt": (_DEFAULT_PROMPT,)}
+        asked: dict[str, object] = {"prompt": (builtin.QUESTION,)}
         if not self.answer:
             asked |= {"answer": (_DEFAULT_ANSWER,), "contrast": (_DEFAULT_CONTRAST,)}
         return self.model_copy(update=told | asked)
