@@ -7,11 +7,7 @@ the numbers under the pointer are those of the model, bit by bit.
 Tensor legend: L layers, A heads (and their mean), T queries, S keys, K keys and sink.
 """
 
-import base64
 import html
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -21,6 +17,7 @@ from numpy.typing import NDArray
 from actcli.errors import UsageError
 from actcli.render.board import TILE_COLOURS
 from actcli.render.lens_tokens import escaped
+from actcli.render.pages import fill_page, json_in_html, numbers_in_json, part_of_page
 from actcli.reports.attention import (
     AttentionMaps,
     AttentionReport,
@@ -29,7 +26,6 @@ from actcli.reports.attention import (
     TextMaps,
 )
 
-_TEMPLATE = Path(__file__).with_name("attention_page.html")
 _MOST_WEIGHTS = 1 << 26  # float32: more than a browser takes in one page
 _COLOURS = "magma"
 _AVERAGE = "avg"
@@ -57,19 +53,13 @@ def attention_page(maps: AttentionMaps | TextMaps, report: AttentionReport, *, t
         UsageError: there is more than a page can hold.
     """
     kind = "text" if isinstance(maps, TextMaps) else "boards"
-    parts = {
-        "title": html.escape(title),
-        "data": _json_in_html(_page_data(maps, report)),
-        "style": _part(kind, "css"),
-        "script": _part(kind, "js"),
-    }
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _part(kind: str, suffix: str) -> str:
-    path = _TEMPLATE.with_name(f"{_TEMPLATE.stem}_{kind}.{suffix}")
-    return path.read_text(encoding="utf-8").rstrip()
+    return fill_page(
+        "attention_page.html",
+        title=html.escape(title),
+        data=json_in_html(_page_data(maps, report)),
+        style=part_of_page(f"attention_page_{kind}.css"),
+        script=part_of_page(f"attention_page_{kind}.js"),
+    )
 
 
 def _page_data(maps: AttentionMaps | TextMaps, report: AttentionReport) -> dict[str, Any]:
@@ -85,10 +75,10 @@ def _page_data(maps: AttentionMaps | TextMaps, report: AttentionReport) -> dict[
         "heads": [*map(str, heads), *average],
         "hasSinks": maps.has_sinks,
         "lengths": lengths,
-        "weights": _base64(_weights(maps, heads, average=bool(average)).astype("<f4")),
+        "weights": numbers_in_json(_weights(maps, heads, average=bool(average)).astype("<f4")),
         "numbers": [each.model_dump() for each in report.heads],
         "columns": _columns(maps),
-        "colours": _base64(mpl.colormaps[_COLOURS](range(256), bytes=True)[:, :3]),
+        "colours": numbers_in_json(mpl.colormaps[_COLOURS](range(256), bytes=True)[:, :3]),
         **_samples(maps),
     }
 
@@ -153,13 +143,3 @@ def _columns(maps: AttentionMaps | TextMaps) -> list[dict[str, str | None]]:
         for name, field in head.model_fields.items()
         if name != "sink_mass" or maps.has_sinks
     ]
-
-
-def _base64(numbers: NDArray[Any]) -> str:
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
-
-
-def _json_in_html(data: dict[str, Any]) -> str:
-    """JSON that cannot end the `<script>` around it, whatever names the data hold."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

@@ -6,12 +6,8 @@ little-endian float32 and int32, so what the page shows are the records, bit by 
 Tensor legend: G layers, T positions, M metrics, k largest.
 """
 
-import base64
 import html
-import json
-import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +16,10 @@ from numpy.typing import NDArray
 from actcli.render.lens_grid import METRICS, LensGrid, grid_of
 from actcli.render.lens_tokens import escaped
 from actcli.render.lens_words import STREAM_TITLES, lens_note, milestone_words, milestones_of
+from actcli.render.pages import fill_page, json_in_html, numbers_in_json
 from actcli.reports.lens_table import STREAMS, LensTable, place_name
 from actcli.reports.logit_lens import AnswerReport, ControlReport, LogitLensReport, SampleReport
 
-_TEMPLATE = Path(__file__).with_name("lens_page.html")
 _COLOURS = "viridis"
 _MAX_BYTES = 32 << 20
 
@@ -63,7 +59,7 @@ def lens_page(
     shown: list[str] = []
     room = max_bytes
     for sample in samples:
-        text = _json_in_html(_sample_data(table, sample, described.get(sample), metrics))
+        text = json_in_html(_sample_data(table, sample, described.get(sample), metrics))
         room -= len(text)
         if shown and room < 0:
             break
@@ -71,13 +67,12 @@ def lens_page(
     kept, left_out = tuple(samples[: len(shown)]), tuple(samples[len(shown) :])
     tokens = _tokens(table.select(np.isin(table.sample, kept)), report, text_of)
     data = _page_data(report, metrics, tokens, n_left_out=len(left_out))
-    parts = {
-        "title": html.escape(title),
-        "data": _json_in_html(data),
-        "samples": f"[{','.join(shown)}]",
-    }
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    page = fill_page(
+        "lens_page.html",
+        title=html.escape(title),
+        data=json_in_html(data),
+        samples=f"[{','.join(shown)}]",
+    )
     return LensPage(page, kept, left_out)
 
 
@@ -109,7 +104,7 @@ def _page_data(
             }
             for name in metrics
         ],
-        "colours": _base64(mpl.colormaps[_COLOURS](range(256), bytes=True)[:, :3]),
+        "colours": numbers_in_json(mpl.colormaps[_COLOURS](range(256), bytes=True)[:, :3]),
     }
 
 
@@ -146,9 +141,9 @@ def _grid_data(grid: LensGrid, metrics: Sequence[str]) -> dict[str, Any]:
         "tokenIds": grid.token_ids,
         "targetIds": grid.target_ids,
         "k": grid.table.top_ids.shape[1],
-        "numbers": _base64(numbers_MGT.astype("<f4")),
-        "topIds": _base64(grid.table.top_ids.astype("<i4")),
-        "topP": _base64(grid.table.top_p.astype("<f4")),
+        "numbers": numbers_in_json(numbers_MGT.astype("<f4")),
+        "topIds": numbers_in_json(grid.table.top_ids.astype("<i4")),
+        "topP": numbers_in_json(grid.table.top_p.astype("<f4")),
     }
 
 
@@ -207,13 +202,3 @@ def _ids_said(report: SampleReport) -> list[int]:
     followed = [report.answer, report.control.contrast if report.control else None]
     likely = [each.id for each in report.final_top]
     return [*likely, *(each.id for each in followed if each is not None)]
-
-
-def _base64(numbers: NDArray[Any]) -> str:
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
-
-
-def _json_in_html(data: dict[str, Any]) -> str:
-    """JSON that cannot end the `<script>` around it, whatever the tokens are."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

@@ -7,23 +7,19 @@ its soft cap and sinks.
 Tensor legend: A query heads, N pairs, P keys.
 """
 
-import base64
 import html
-import json
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actcli.render.lens_tokens import escaped
+from actcli.render.pages import fill_page, json_in_html, numbers_in_json
 from actcli.render.qk_figure import pair_looks
 from actcli.render.qk_view import QkView
 from actcli.reports.qk import QkReport
 
-_TEMPLATE = Path(__file__).with_name("qk_page.html")
 _MAX_BYTES = 4 << 20
 _DASHES = {"-": "none"}
 _PART_NAMES = {"component": "components", "delta": "delta", "bias": "bias"}
@@ -59,20 +55,18 @@ def qk_page(
     shown: list[str] = []
     room = max_bytes
     for view in views:
-        text = _json_in_html(_view_data(view))
+        text = json_in_html(_view_data(view))
         room -= len(text)
         if shown and room < 0:
             break
         shown.append(text)
-    parts = {
-        "title": html.escape(title),
-        "data": _json_in_html(
-            _page_data(views, report, n_left_out=n_more + len(views) - len(shown))
-        ),
-        "views": f"[{','.join(shown)}]",
-    }
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    n_left_out = n_more + len(views) - len(shown)
+    page = fill_page(
+        "qk_page.html",
+        title=html.escape(title),
+        data=json_in_html(_page_data(views, report, n_left_out=n_left_out)),
+        views=f"[{','.join(shown)}]",
+    )
     return QkPage(page, len(shown))
 
 
@@ -129,7 +123,7 @@ def _view_data(view: QkView) -> dict[str, Any]:
         "contrib": _floats(pairs.top_contrib),
         "sum": _floats(pairs.sum),
         "truth": _floats(truth),
-        "visible": _base64(pairs.visible.astype(np.uint8)),
+        "visible": numbers_in_json(pairs.visible.astype(np.uint8)),
         "parts": _residual_parts(view),
     }
 
@@ -167,14 +161,4 @@ def part_name(kinds: str) -> str:
 
 
 def _floats(numbers: NDArray[np.float32]) -> str:
-    return _base64(np.ascontiguousarray(numbers, dtype="<f4"))
-
-
-def _base64(numbers: NDArray[Any]) -> str:
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
-
-
-def _json_in_html(data: dict[str, Any]) -> str:
-    """JSON that cannot end the `<script>` around it, whatever the tokens are."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+    return numbers_in_json(np.ascontiguousarray(numbers, dtype="<f4"))

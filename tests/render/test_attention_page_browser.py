@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 
 import matplotlib as mpl
 import numpy as np
@@ -10,29 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from actcli.analysis.attention import measure_heads
 from actcli.models import load_model
 from actcli.render.attention_page import attention_page
 from actcli.reports.attention import AttentionMaps
 from tests.golden import DUMPS, MODELS
+from tests.render.in_browser import MARKS, ActionChains, find, find_all, prefers, press
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
-]
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--window-size=1280,1000 --force-device-scale-factor=1"
-)
+pytestmark = MARKS
 SAMPLES = (0, 2, 5)
 TITLE = "Attention of <d_sink_gqa> & friends"
 
@@ -60,44 +47,6 @@ def address(maps, report, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "attention.html"
     path.write_text(attention_page(maps, report, title=TITLE), encoding="utf-8")
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(browser, address):
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [prefers("light")]})
-    browser.get(address)
-    yield browser
-    assert browser.get_log("browser") == []
-
-
-def prefers(theme):
-    return {"name": "prefers-color-scheme", "value": theme}
-
-
-def find(page, selector):
-    return page.find_element(By.CSS_SELECTOR, selector)
-
-
-def find_all(page, selector):
-    return page.find_elements(By.CSS_SELECTOR, selector)
-
-
-def press(page, *keys):
-    ActionChains(page).send_keys(*keys).perform()
 
 
 def thumbnail(page, layer, head):

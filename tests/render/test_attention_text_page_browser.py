@@ -7,19 +7,16 @@ from actcli.analysis.attention_text import measure_text_heads
 from actcli.render.attention_page import attention_page
 from actcli.reports.attention import TextMaps
 from tests.analysis.test_attention_text import random_texts
+from tests.render.in_browser import MARKS, find, find_all
 from tests.render.test_attention_page_browser import (
-    browser,
     clear_of_pointer,
-    find,
-    find_all,
     pixels,
     point_at,
-    pytestmark,
     reading,
     thumbnail,
 )
 
-__all__ = ["browser", "pytestmark"]
+pytestmark = MARKS
 HOSTILE = "</script><script>document.title='broken'</script>"
 WORDS = (HOSTILE, " capital", "  ", "\n", "<b>of</b>", "日本", "$5$", " é")
 

@@ -1,32 +1,17 @@
 """The page in a real browser, with the exact numbers of a golden model."""
 
-import shutil
-
 import numpy as np
 import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from actcli.render.lens_grid import METRICS, followed, grid_of
 from actcli.render.lens_page import lens_page
+from tests.render.in_browser import MARKS, ActionChains, choose, find, find_all, prefers, press
 from tests.render.test_lens_grid import CONTRAST, golden, two_streams
 from tests.render.test_lens_page import EVIL, lens_report, raw, text_of
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.select import Select  # noqa: E402
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
-]
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--window-size=1280,1000 --force-device-scale-factor=1"
-)
+pytestmark = MARKS
 TITLE = "Logit lens of <llama> & friends"
 LAST = 4
 
@@ -38,47 +23,6 @@ def address(tmp_path_factory):
     page = lens_page(two_streams(), report, text_of=text_of, title=TITLE)
     path.write_text(page.html, encoding="utf-8")
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(browser, address):
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [prefers("light")]})
-    browser.get(address)
-    yield browser
-    assert browser.get_log("browser") == []
-
-
-def prefers(theme):
-    return {"name": "prefers-color-scheme", "value": theme}
-
-
-def find(page, selector):
-    return page.find_element(By.CSS_SELECTOR, selector)
-
-
-def find_all(page, selector):
-    return page.find_elements(By.CSS_SELECTOR, selector)
-
-
-def press(page, *keys):
-    ActionChains(page).send_keys(*keys).perform()
-
-
-def choose(page, name, value):
-    Select(find(page, f"#{name}")).select_by_value(str(value))
 
 
 def cell(page, layer, place):

@@ -1,30 +1,14 @@
 """The page in a real browser: pairs taken away, attention computed anew."""
 
-import shutil
-
 import numpy as np
 import pytest
+from selenium.webdriver.common.keys import Keys
 
 from actcli.render.qk_page import qk_page
+from tests.render.in_browser import MARKS, ActionChains, choose, find, find_all
 from tests.render.qk_made import EVIL, made_report, made_view, softmax
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.select import Select  # noqa: E402
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
-]
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--window-size=1400,1200 --force-device-scale-factor=1"
-)
+pytestmark = MARKS
 SINKS = np.array([0.5, -1.0, 2.0], dtype=np.float32)
 TOKENS = (" plain", EVIL, "x", "<i>", " y ", "&amp;", " z")
 FIRST = made_view(tokens=TOKENS)
@@ -37,38 +21,6 @@ def address(tmp_path_factory):
     page = qk_page([FIRST, BENT], made_report(), title="Pairs of <svd:8>")
     path.write_text(page.html, encoding="utf-8")
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(browser, address):
-    browser.get(address)
-    yield browser
-    assert browser.get_log("browser") == []
-
-
-def find(page, selector):
-    return page.find_element(By.CSS_SELECTOR, selector)
-
-
-def find_all(page, selector):
-    return page.find_elements(By.CSS_SELECTOR, selector)
-
-
-def choose(page, name, value):
-    Select(find(page, f"#{name}")).select_by_value(str(value))
 
 
 def values(page, name):
