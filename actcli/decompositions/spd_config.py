@@ -109,7 +109,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be read, or holds something else.
     """
-    import yaml  # type: ignore[import-untyped]  # it ships no types
+    import yaml
 
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
