@@ -17,6 +17,7 @@ from actcli.store.formats import read_header
 from actcli.store.header import MANIFEST_KEY, DumpHeader
 
 _CONFIG = "config.json"
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _NEEDS_TORCH = (".pt", ".pth")  # whose import would make a TAB take seconds
 
 
@@ -41,12 +42,24 @@ def dump_layers(words: Mapping[str, Any], incomplete: str) -> Iterable[str]:
 def model_layers(words: Mapping[str, Any], incomplete: str) -> Iterable[str]:
     """Offer the layers of the model given with `--init`, where its config.json is at hand."""
     config = json.loads(_config_path(str(words["init"])).read_text(encoding="utf-8"))
-    return _indices(range(config["num_hidden_layers"]), incomplete)
+    config = config.get("text_config", config)  # of models that also see
+    count = next(config[name] for name in _LAYER_COUNTS if name in config)
+    return _indices(range(count), incomplete)
 
 
 def output_sites(_words: Mapping[str, Any], _incomplete: str) -> Iterable[tuple[str, str]]:
     """Offer the sites that can be captured, each with its meaning."""
     return [(site.name, site.meaning) for site in SITES]
+
+
+def lens_streams(_words: Mapping[str, Any], _incomplete: str) -> Iterable[tuple[str, str]]:
+    """Offer what a logit lens can read."""
+    return [
+        ("resid", "the residual stream"),
+        ("mid", "the stream between attention and MLP"),
+        ("attn", "what attention adds"),
+        ("mlp", "what the MLP adds"),
+    ]
 
 
 def devices(_words: Mapping[str, Any], _incomplete: str) -> Iterable[tuple[str, str]]:

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from actcli import completion
+from actcli.reports.lens_table import STREAMS
 from actcli.sites import SITES
 
 
@@ -72,3 +73,16 @@ def test_layers_of_a_model_are_those_of_its_config(tmp_path, init):
 def test_sites_come_with_their_meaning():
     assert [name for name, _ in completion.output_sites({}, "")] == [each.name for each in SITES]
     assert dict(completion.output_sites({}, ""))["pooled"].startswith("Mean of final_hidden")
+
+
+@pytest.mark.parametrize(
+    "config", [{"n_layer": 3}, {"num_layers": 3}, {"text_config": {"num_hidden_layers": 3}}]
+)
+def test_layers_of_other_architectures_have_other_names(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert list(completion.model_layers({"init": str(tmp_path)}, "")) == ["0", "1", "2"]
+
+
+def test_streams_are_those_that_the_lens_takes():
+    offered = [name for name, _meaning in completion.lens_streams({}, "")]
+    assert tuple(offered) == STREAMS

@@ -77,7 +77,9 @@ class LogitLensConfig(TextOptions, ModelOptions):
     lens: Annotated[Literal["norm", "raw"], Cli(panel=_LENS)] = "norm"
     """norm: through the model's own final norm, at every layer; raw: without it."""
 
-    streams: Annotated[CommaSeparated[str], Cli(panel=_LENS)] = ("resid",)
+    streams: Annotated[CommaSeparated[str], Cli(panel=_LENS, complete=completion.lens_streams)] = (
+        "resid",
+    )
     """What to read: resid (the residual stream), mid (between attention and MLP), attn and mlp
     (what they add)."""
 
