@@ -76,7 +76,7 @@ class CapturedBatch:
         """How many values are NaN or infinite, for the sites that have any."""
         suspect = [
             key
-            for key, total in zip(self._slot.host, self._slot.totals, strict=True)
+            for key, total in zip(self._slot.host, self._slot.find_totals(), strict=True)
             if not math.isfinite(total)
         ]
         counts = {key: int(is_unwritten(self.rows(key)).sum()) for key in suspect}

@@ -3,11 +3,14 @@
 A slot has one flat buffer for each site, large enough for the largest batch that is planned; each
 batch looks at it in its own shape. So memory follows the tokens of a batch, not the product of the
 most samples and the longest of them.
+
+On the CPU whoever gives a slot back marks it as unwritten, and whoever reads it checks it: in a
+dump that is the writing thread, and the thread of the model does neither.
 """
 
 import math
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +57,8 @@ class Slot:
     """Flat, by key; the same ones where the model is on the CPU."""
 
     totals: Tensor
-    """One float32 per site, on the host; not finite if any value is unwritten or not finite."""
+    """One float32 per site, on the host; not finite if any value is unwritten or not finite. Not
+    used on the CPU, where the reader looks for itself."""
 
     arrived: torch.cuda.Event | None = None
     device: dict[str, Tensor] = field(default_factory=dict)
@@ -64,14 +68,32 @@ class Slot:
     """The host's buffers in the shape of the batch."""
 
     def begin(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take the shape of a batch, and mark all its values as unwritten."""
+        """Take the shape of a batch, all its values marked as unwritten."""
         self.device = _shaped(self.device_buffers, shapes)
         self.host = _shaped(self.host_buffers, shapes)
-        for view in self.device.values():
-            view.fill_(math.nan if view.is_floating_point() else UNWRITTEN_ID)
+        if not self.is_on_host:
+            _mark_unwritten(self.device.values())
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the model writes straight into host memory."""
+        return self.device_buffers is self.host_buffers
+
+    def find_totals(self) -> Tensor:
+        """Return one float32 per site, not finite if any value is unwritten or not finite."""
+        if self.is_on_host:
+            return torch.stack([_total(view) for view in self.host.values()])
+        return self.totals
+
+    def clear(self) -> None:
+        """Mark all host memory that the model writes into as unwritten."""
+        if self.is_on_host:
+            _mark_unwritten(self.host_buffers.values())
 
     def send_to_host(self, stream: torch.cuda.Stream | None) -> None:
         """Copy the batch to the host, where it is not there yet; on a stream without waiting."""
+        if self.is_on_host:
+            return
         totals = torch.stack([_total(view) for view in self.device.values()])
         if stream is None:
             self._copy(totals, wait=True)
@@ -87,8 +109,7 @@ class Slot:
         """Copy to the host; only with a stream and its event may that go on in the background."""
         self.totals.copy_(totals, non_blocking=not wait)
         for key, view in self.device.items():
-            if self.host_buffers[key] is not self.device_buffers[key]:
-                self.host[key].copy_(view, non_blocking=not wait)
+            self.host[key].copy_(view, non_blocking=not wait)
 
 
 @dataclass
@@ -113,7 +134,8 @@ class Ring:
         return self._free.get()
 
     def give_back(self, slot: Slot) -> None:
-        """Take a slot back."""
+        """Take a slot back, from the thread that has read it."""
+        slot.clear()
         self._free.put(slot)
 
     def _new_slot(self) -> Slot:
@@ -124,7 +146,9 @@ class Ring:
                 k: torch.empty_like(each, device=self.torch_device) for k, each in host.items()
             }
         totals = torch.zeros(len(host), pin_memory=self.torch_device.type == "cuda")
-        return Slot(device, host, totals)
+        slot = Slot(device, host, totals)
+        slot.clear()
+        return slot
 
     def _host_buffer(self, site: SitePlan) -> Tensor:
         """A buffer on a page boundary, pinned where a GPU copies into it."""
@@ -144,6 +168,11 @@ def _shaped(
     return {
         key: buffer[: math.prod(shapes[key])].view(shapes[key]) for key, buffer in buffers.items()
     }
+
+
+def _mark_unwritten(buffers: Iterable[Tensor]) -> None:
+    for buffer in buffers:
+        buffer.fill_(math.nan if buffer.is_floating_point() else UNWRITTEN_ID)
 
 
 def _total(values: Tensor) -> Tensor:
