@@ -125,16 +125,17 @@ class LensKernel:
         tokens = self._tokens(target=targets_R, contrast=contrasts_R)
         by_state: list[list[RowSums]] = [[] for _ in states]
         by_final: list[RowSums] = []
-        with torch.inference_mode():
-            for rows in _even(len(final_RH), self._rows):
-                here = {name: ids_R[rows] for name, ids_R in tokens.items()}
-                by_final.append(self._read_final(final_RH[rows], decode_final, here))
+        for rows in _even(len(final_RH), self._rows):
+            here = {name: ids_R[rows] for name, ids_R in tokens.items()}
+            with torch.inference_mode():
+                final = self._read_final(final_RH[rows], decode_final, here)
                 for place, state in enumerate(states):
                     by_state[place].append(
-                        by_final[-1]
+                        final
                         if is_final[place]
                         else self._read_state(state[rows], ways[place], here)
                     )
+            by_final.append(final)
         columns = columns_of(
             _joined(by_state), _joined([by_final]), is_final_P=np.array(is_final, dtype=bool)
         )

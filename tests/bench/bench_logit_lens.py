@@ -52,7 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _make_model(Path(folder))
         runs = alternate(
-            {arm: _command(options, folder, arm) for arm in ARMS}, rounds=options.rounds
+            {arm: _command(options, folder, arm) for arm in ARMS},
+            rounds=options.rounds,
+            warm_up=False,
         )
     said = {arm: [json.loads(each.stdout) for each in runs[arm]] for arm in ARMS}
     rows = []

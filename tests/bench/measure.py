@@ -56,17 +56,18 @@ def alternate(
     *,
     rounds: int,
     before: Callable[[], None] = lambda: None,
+    warm_up: bool = True,
 ) -> dict[str, list[Run]]:
     """Run each arm once a round, in turn; one round before that warms caches and is not kept.
 
-    `before` is called before each run.
+    `before` is called before each run; arms that warm up by themselves do without that round.
     """
     runs: dict[str, list[Run]] = {name: [] for name in arms}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_up):
         for name, command in arms.items():
             before()
             finished = run(command)
-            if number:
+            if number >= warm_up:
                 runs[name].append(finished)
     return runs
 

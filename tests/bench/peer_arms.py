@@ -12,6 +12,7 @@ real tokens.
 import argparse
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def batches(ids: np.ndarray, size: int) -> Iterator[tuple[torch.Tensor, torch.Te
         yield torch.from_numpy(np.where(rows == PADDING, 0, rows)).long(), mask.long()
 
 
-class Way:
+class Way(ABC):
     """Collects tensors (batch, layer, token, hidden) by site, and saves them at the end."""
 
     def __init__(self, net: Any, options: argparse.Namespace) -> None:
@@ -55,8 +56,9 @@ class Way:
         self.n_layers = net.config.num_hidden_layers
         self.kept: dict[str, list[torch.Tensor]] = {}
 
+    @abstractmethod
     def step(self, tokens: torch.Tensor, mask: torch.Tensor) -> None:
-        raise NotImplementedError
+        """Run one batch, and keep what is wanted of it."""
 
     def keep(self, site: str, layers: list[torch.Tensor]) -> None:
         stacked = torch.stack([each.to(torch.bfloat16) for each in layers], dim=1)

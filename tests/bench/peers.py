@@ -41,12 +41,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         rng = np.random.default_rng(0)
-        for shape in options.shapes:
+        for shape in options.shapes.upper().replace("M", ""):
             make_model(folder / shape, shape)
             np.save(folder / "fixed.npy", rng.integers(3, 32_000, (options.rows, N_TOKENS)))
             title = f"{shape}, {options.rows} x {N_TOKENS} tokens"
             _compare(title, shape, "fixed", options, folder)
-        if "A" in options.shapes:
+        if "M" in options.shapes:
+            if not (folder / "A").exists():
+                make_model(folder / "A", "A")
             np.save(folder / "mixed.npy", mixed_lengths(options.rows, rng))
             title = f"A, {options.rows} texts of {SHORTEST} to {LONGEST} tokens"
             _compare(title, "A", "mixed", options, folder)
@@ -94,7 +96,8 @@ def _compare(
         for peer in ("nnsight", "transformer-lens")
         if options.peers
     }
-    runs = alternate(arms, rounds=options.rounds, before=lambda: _remove(folder))
+    chosen = {name: arms[name] for name in arms if name in (options.ways or [*arms])}
+    runs = alternate(chosen, rounds=options.rounds, before=lambda: _remove(folder), warm_up=False)
     _print(title, runs)
 
 
@@ -168,7 +171,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--shapes", default="AB")
+    parser.add_argument("--shapes", default="ABM", help="A, B, and M for A with mixed lengths")
+    parser.add_argument("--ways", type=lambda text: text.split(","), help="some of the ways")
     parser.add_argument("--peers", help="the Python that has nnsight and transformer-lens")
     parser.add_argument("--folder", help="where to write the dumps")
     parser.add_argument("--actcli", action="store_true", help=argparse.SUPPRESS)
