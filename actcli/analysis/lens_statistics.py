@@ -128,14 +128,9 @@ class LensKernel:
         for rows in _even(len(final_RH), self._rows):
             here = {name: ids_R[rows] for name, ids_R in tokens.items()}
             with torch.inference_mode():
-                final = self._read_final(final_RH[rows], decode_final, here)
-                for place, state in enumerate(states):
-                    by_state[place].append(
-                        final
-                        if is_final[place]
-                        else self._read_state(state[rows], ways[place], here)
-                    )
-            by_final.append(final)
+                by_final.append(self._read_final(final_RH[rows], decode_final, here))
+                for found, state, way, same in zip(by_state, states, ways, is_final, strict=True):
+                    found.append(by_final[-1] if same else self._read_state(state[rows], way, here))
         columns = columns_of(
             _joined(by_state), _joined([by_final]), is_final_P=np.array(is_final, dtype=bool)
         )
