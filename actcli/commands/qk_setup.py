@@ -171,6 +171,7 @@ def prepare(config: "QkContribConfig") -> QkSetup:
     """
     from actcli.capture.device import find_device
     from actcli.decompositions import load_target, open_decomposition
+    from actcli.decompositions.factors import sides_of
     from actcli.models.qk import qk_layers
 
     spec = config.decomp
@@ -185,10 +186,7 @@ def prepare(config: "QkContribConfig") -> QkSetup:
         spec, adapter, target=config.target, layout=config.layout, harvest=config.harvest
     )
     layers = qk_layers(adapter, _layers(config, adapter, decomposition))
-    sides = {
-        number: Sides(decomposition.factors(layer, "q"), decomposition.factors(layer, "k"))
-        for number, layer in layers.items()
-    }
+    sides = {number: Sides(*sides_of(decomposition, layer)) for number, layer in layers.items()}
     init = config.init or config.target or adapter.files.source.init
     return QkSetup(config, adapter, decomposition, init, layers, sides)
 

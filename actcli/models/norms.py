@@ -21,17 +21,20 @@ _PROBE_ROWS = 4
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Largest difference from the formula, relative to the largest output: rounding of the dtype."""
 
+Kind = Literal["rms", "layer"]
+Convention = Literal["weight", "1 + weight", "none"]
+
 
 @dataclass(frozen=True)
 class Norm:
     """A normalisation layer, understood."""
 
     module: nn.Module
-    kind: Literal["rms", "layer"]
+    kind: Kind
     eps: float
     """Inside the root, added to the mean square or to the variance."""
 
-    convention: Literal["weight", "1 + weight", "none"]
+    convention: Convention
     """How the gain is stored."""
 
     @property
@@ -92,10 +95,11 @@ def _explained(module: nn.Module, probes_RH: Tensor, outputs_RH: Tensor) -> Norm
     scale = float(outputs_RH.float().abs().max())
     limit = _TOLERANCE.get(probes_RH.dtype, 4e-2) * max(scale, 1e-6)
     has_weight = _parameter(module, "weight") is not None
-    conventions = ("weight", "1 + weight") if has_weight else ("none",)
+    conventions: tuple[Convention, ...] = ("weight", "1 + weight") if has_weight else ("none",)
+    kinds: tuple[Kind, ...] = ("rms", "layer")
     candidates = [
-        Norm(module, kind, eps, convention)  # type: ignore[arg-type]  # literals of the tuples
-        for kind in ("rms", "layer")
+        Norm(module, kind, eps, convention)
+        for kind in kinds
         for convention in conventions
         for eps in _epsilons(module)
     ]

@@ -370,3 +370,15 @@ def test_a_run_without_weights_is_refused(tmp_path):
     (folder / "final_config.yaml").write_text("{}\n")
     with pytest.raises(ModelError, match="run"):
         run(tmp_path, decomp=f"spd:{folder}", prompt=("a",))
+
+
+def test_a_layer_of_which_only_values_are_decomposed_is_refused(tmp_path):
+    path = tmp_path / "values.safetensors"
+    name = "model.layers.0.self_attn.v_proj"
+    save_file(
+        {f"{name}.V": np.ones((128, 2), np.float32), f"{name}.U": np.ones((2, 64), np.float32)},
+        path,
+    )
+    config = {"init": "demo://facts", "decomp": f"file:{path}", "files": False, "device": "cpu"}
+    with pytest.raises(UsageError, match=r"neither (the )?Q nor (the )?K"):
+        qk_contrib(QkContribConfig(prompt=("Rome is",), quiet=True, **config))
