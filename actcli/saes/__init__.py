@@ -1,0 +1,1 @@
+"""Sparse dictionaries: SAEs and transcoders, in whatever format they were published."""

@@ -1,0 +1,94 @@
+"""What turns pre-activations into features: the non-linearities of published dictionaries.
+
+A feature is active where its value is not 0; values may be negative (`TopK` by magnitude).
+
+Tensor legend: N tokens, D features.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Activation(Protocol):
+    """A non-linearity over the features of a token."""
+
+    def __call__(self, pre_ND: Tensor) -> Tensor:
+        """Return the features (N, D), 0 where a feature is not active."""
+        ...
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Each feature by itself: relu, JumpReLU, and what BatchTopK becomes after training.
+
+    a = h where h > threshold, else 0. Source: Rajamanoharan et al. 2024, "Jumping Ahead"
+    (arXiv:2407.14435), eq. 3.
+    """
+
+    threshold_D: Tensor | None = None
+    """(D,), or () for one that all features share; None stands for 0: a plain relu."""
+
+    relu: bool = True
+    """Whether negative values never pass, even above a negative threshold."""
+
+    def __call__(self, pre_ND: Tensor) -> Tensor:
+        """Return the features (N, D)."""
+        values_ND = torch.relu(pre_ND) if self.relu else pre_ND
+        if self.threshold_D is None:
+            return values_ND
+        return torch.where(pre_ND > self.threshold_D, values_ND, 0)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """One product for two questions: does a feature fire, and how strongly.
+
+    a = (h + gate_bias > 0) * relu(h * exp(log_scale) + magnitude_bias), with h = z @ W_enc without
+    a bias. Source: Rajamanoharan et al. 2024 (arXiv:2404.16014), eq. 6 and 7.
+    """
+
+    gate_bias_D: Tensor
+    log_scale_D: Tensor
+    magnitude_bias_D: Tensor
+
+    def __call__(self, pre_ND: Tensor) -> Tensor:
+        """Return the features (N, D)."""
+        magnitude_ND = torch.relu(pre_ND * self.log_scale_D.exp() + self.magnitude_bias_D)
+        return torch.where(pre_ND + self.gate_bias_D > 0, magnitude_ND, 0)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest features of each token. Source: Gao et al. 2024 (arXiv:2406.04093)."""
+
+    k: int
+    by: Literal["value", "magnitude"] = "value"
+    relu: bool = True
+    """Whether negative values among them become 0: then fewer than k are active."""
+
+    def __call__(self, pre_ND: Tensor) -> Tensor:
+        """Return the features (N, D)."""
+        ranked_ND = pre_ND.abs() if self.by == "magnitude" else pre_ND
+        index_NK = ranked_ND.topk(self.k, dim=-1).indices
+        values_NK = pre_ND.gather(-1, index_NK)
+        if self.relu:
+            values_NK = torch.relu(values_NK)
+        return torch.zeros_like(pre_ND).scatter_(-1, index_NK, values_NK)
+
+
+@dataclass(frozen=True)
+class GroupMax:
+    """The largest of each of k groups of neighbouring features, if positive."""
+
+    k: int
+
+    def __call__(self, pre_ND: Tensor) -> Tensor:
+        """Return the features (N, D)."""
+        groups_NKG = torch.relu(pre_ND).view(len(pre_ND), self.k, -1)
+        best_NK1 = groups_NKG.argmax(-1, keepdim=True)
+        kept_NKG = torch.zeros_like(groups_NKG)
+        kept_NKG.scatter_(-1, best_NK1, groups_NKG.gather(-1, best_NK1))
+        return kept_NKG.flatten(-2)
