@@ -8,6 +8,7 @@ What the files hold is decided by looking at them (see the families), never by a
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,36 +88,80 @@ def find_source(init: str, options: LoadOptions = DEFAULTS) -> ModelSource:
     return ModelSource(init, path)
 
 
-def _download(init: str, options: LoadOptions) -> Path:
+@dataclass(frozen=True)
+class HubPath:
+    """A place in a repository of the Hugging Face hub."""
+
+    repo: str
+    inside: str | None
+    """The folder or file; None for all of it."""
+
+    revision: str | None
+
+
+def parse_hub(init: str, revision: str | None = None) -> HubPath:
+    """Take `hf://org/repo[/path][@revision]` apart.
+
+    Args:
+        init: what the user gave.
+        revision: of an option, which must not contradict.
+
+    Raises:
+        ModelError: it is not of that form, or names another revision.
+    """
     match = _HF_PATTERN.match(init)
     if match is None:
         raise ModelError(
             f"{init!r} is not of the form hf://org/repo[/subfolder][@revision]; "
             f"for example hf://openai-community/gpt2"
         )
+    if match["revision"] and revision not in (None, match["revision"]):
+        raise ModelError(f"{init} names a revision, --revision {revision} another one")
+    return HubPath(match["repo"], match["subfolder"], match["revision"] or revision)
+
+
+def fetch(
+    hub: HubPath, init: str, *, patterns: Sequence[str] | None = None, local: bool = False
+) -> Path:
+    """Download files of a repository, or find them in the cache; return the repository's folder.
+
+    Args:
+        hub: the repository.
+        init: what the user gave, for messages.
+        patterns: which files, from the root of the repository; None for all.
+        local: only look into the cache.
+
+    Raises:
+        ModelError: it cannot be reached, or is not there.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if match["revision"] and options.revision not in (None, match["revision"]):
-        raise ModelError(f"{init} names a revision, --revision {options.revision} another one")
-    subfolder = match["subfolder"]
-
-    def fetch(patterns: tuple[str, ...]) -> Path:
-        root = snapshot_download(
-            match["repo"],
-            revision=match["revision"] or options.revision,
-            allow_patterns=[f"{subfolder}/{each}" if subfolder else each for each in patterns],
-        )
-        return Path(root, subfolder) if subfolder else Path(root)
-
     try:
-        folder = fetch(_WANTED + (("*.py",) if options.trust_remote_code else ()))
-        if folder.exists() and not any(
-            any(folder.glob(each)) for each in ("*.safetensors", "*.pt")
-        ):
-            folder = fetch(_OLDER_WEIGHTS)
+        return Path(
+            snapshot_download(
+                hub.repo,
+                revision=hub.revision,
+                allow_patterns=None if patterns is None else list(patterns),
+                local_files_only=local,
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"cannot fetch {init}: {reason(error)}") from error
+
+
+def _download(init: str, options: LoadOptions) -> Path:
+    hub = parse_hub(init, options.revision)
+    subfolder = hub.inside
+
+    def below(patterns: tuple[str, ...]) -> Path:
+        wanted = [f"{subfolder}/{each}" if subfolder else each for each in patterns]
+        root = fetch(hub, init, patterns=wanted)
+        return root / subfolder if subfolder else root
+
+    folder = below(_WANTED + (("*.py",) if options.trust_remote_code else ()))
+    if folder.exists() and not any(any(folder.glob(each)) for each in ("*.safetensors", "*.pt")):
+        folder = below(_OLDER_WEIGHTS)
     if not folder.exists():
         raise ModelError(f"{init}: the repository has no folder {subfolder!r}")
     return folder

@@ -2,10 +2,10 @@
 
 A feature is active where its value is not 0; values may be negative (`TopK` by magnitude).
 
-Tensor legend: N tokens, D features.
+Tensor legend: N tokens, D features, M any features of any tokens, K features of each token.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -17,6 +17,18 @@ class Activation(Protocol):
 
     def __call__(self, pre_ND: Tensor) -> Tensor:
         """Return the features (N, D), 0 where a feature is not active."""
+        ...
+
+
+class Elementwise(Activation, Protocol):
+    """A non-linearity that looks at each feature by itself, and is 0 below some value."""
+
+    def floor(self) -> Tensor | float:
+        """Return what a pre-activation must be above for its feature to be active, (D,) or ()."""
+        ...
+
+    def of_features(self, features_M: Tensor) -> Activation:
+        """Return the same for a list of features (M,): it maps (M,) to (M,)."""
         ...
 
 
@@ -41,6 +53,18 @@ class Threshold:
             return values_ND
         return torch.where(pre_ND > self.threshold_D, values_ND, 0)
 
+    def floor(self) -> Tensor | float:
+        """Return the threshold; 0 if that is higher, and negative values never pass."""
+        if self.threshold_D is None:
+            return 0.0 if self.relu else -torch.inf
+        return self.threshold_D.clamp(min=0) if self.relu else self.threshold_D
+
+    def of_features(self, features_M: Tensor) -> "Threshold":
+        """Return the same for a list of features."""
+        if self.threshold_D is None or not self.threshold_D.ndim:
+            return self
+        return replace(self, threshold_D=self.threshold_D[features_M])
+
 
 @dataclass(frozen=True)
 class Gated:
@@ -59,6 +83,21 @@ class Gated:
         magnitude_ND = torch.relu(pre_ND * self.log_scale_D.exp() + self.magnitude_bias_D)
         return torch.where(pre_ND + self.gate_bias_D > 0, magnitude_ND, 0)
 
+    def floor(self) -> Tensor:
+        """Return the higher of what opens the gate and what gives a magnitude, less rounding."""
+        floor_D = torch.maximum(
+            -self.gate_bias_D, -self.magnitude_bias_D * (-self.log_scale_D).exp()
+        )
+        return floor_D - 1e-5 * floor_D.abs() - 1e-30
+
+    def of_features(self, features_M: Tensor) -> "Gated":
+        """Return the same for a list of features."""
+        return Gated(
+            self.gate_bias_D[features_M],
+            self.log_scale_D[features_M],
+            self.magnitude_bias_D[features_M],
+        )
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -71,12 +110,15 @@ class TopK:
 
     def __call__(self, pre_ND: Tensor) -> Tensor:
         """Return the features (N, D)."""
+        index_NK, values_NK = self.pick(pre_ND)
+        return torch.zeros_like(pre_ND).scatter_(-1, index_NK, values_NK)
+
+    def pick(self, pre_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the k features of each token and their values (N, K), some of them perhaps 0."""
         ranked_ND = pre_ND.abs() if self.by == "magnitude" else pre_ND
         index_NK = ranked_ND.topk(self.k, dim=-1).indices
         values_NK = pre_ND.gather(-1, index_NK)
-        if self.relu:
-            values_NK = torch.relu(values_NK)
-        return torch.zeros_like(pre_ND).scatter_(-1, index_NK, values_NK)
+        return index_NK, torch.relu(values_NK) if self.relu else values_NK
 
 
 @dataclass(frozen=True)

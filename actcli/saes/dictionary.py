@@ -13,14 +13,17 @@ Tensor legend: N tokens, I input width, O output width, D features, M active fea
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from actcli.saes.activations import Activation
+from actcli.saes.decoder import weighted_rows
+from actcli.saes.encoder import Encoder
 from actcli.saes.normalisations import IDENTITY, Normalisation
 
 
@@ -90,6 +93,17 @@ class SparseActs(NamedTuple):
         tokens_M, features_M = acts_ND.nonzero(as_tuple=True)
         return cls(tokens_M, features_M, acts_ND[tokens_M, features_M], len(acts_ND))
 
+    @classmethod
+    def joined(cls, parts: "Sequence[SparseActs]") -> "SparseActs":
+        """Return the features of several parts, whose tokens follow one another."""
+        starts = accumulate((each.n_tokens for each in parts), initial=0)
+        return cls(
+            torch.cat([each.tokens_M + first for each, first in zip(parts, starts, strict=False)]),
+            torch.cat([each.features_M for each in parts]),
+            torch.cat([each.values_M for each in parts]),
+            sum(each.n_tokens for each in parts),
+        )
+
     def below(self, first: int, stop: int) -> "SparseActs":
         """Return the features from `first` up to `stop`, without it."""
         kept_M = (self.features_M >= first) & (self.features_M < stop)
@@ -142,10 +156,11 @@ class Dictionary:
         z_NI, _inverse = self.normalisation(x_NI)
         if self.centre_I is not None:
             z_NI = z_NI - self.centre_I
-        pre_ND = torch.addmm(self.b_enc_D, z_NI, self.W_enc_ID)
-        if self.scale_D is not None:
-            pre_ND = pre_ND * self.scale_D
-        return SparseActs.of(self.activation(pre_ND))
+        return SparseActs(*self._encoder(z_NI), len(x_NI))
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.W_enc_ID, self.b_enc_D, self.activation, scale_D=self.scale_D)
 
     def decode(self, acts: SparseActs, x_NI: Tensor) -> Tensor:
         """Return the reconstruction (N, O) of the target of tokens whose input was x."""
@@ -161,23 +176,20 @@ class Dictionary:
             y_NO = y_NO + x_NI @ self.W_skip_IO
         found, done = [], 0
         for stop in prefixes:
-            y_NO = y_NO + self._sum_rows(acts.below(done, stop))
+            y_NO = y_NO + self._sum_rows(acts, done, stop)
             found.append(inverse(y_NO))
             done = stop
         return found
 
-    def _sum_rows(self, acts: SparseActs) -> Tensor:
+    def _sum_rows(self, acts: SparseActs, first: int, stop: int) -> Tensor:
+        if (first, stop) != (0, self.n_features):
+            acts = acts.below(first, stop)
         values_M = acts.values_M
         if self.scale_D is not None:
             values_M = values_M / self.scale_D[acts.features_M]
-        counts_N = torch.bincount(acts.tokens_M, minlength=acts.n_tokens)
-        return F.embedding_bag(
-            acts.features_M,
-            self.W_dec_DO,
-            offsets=counts_N.cumsum(0) - counts_N,
-            per_sample_weights=values_M,
-            mode="sum",
-        )
+        rows_DO = self.W_dec_DO[first:stop]
+        features_M = acts.features_M - first if first else acts.features_M
+        return weighted_rows(acts.tokens_M, features_M, values_M, rows_DO, n_tokens=acts.n_tokens)
 
     def named(self, name: str) -> "Dictionary":
         """Return the same dictionary under another name."""

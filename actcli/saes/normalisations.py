@@ -64,3 +64,14 @@ class Rescaled:
         """Return the rescaled tokens; outputs get the token's own length."""
         factor_N1 = x_NI.shape[-1] ** 0.5 / x_NI.norm(dim=-1, keepdim=True)
         return x_NI * factor_N1, lambda y_NO: y_NO / factor_N1
+
+
+@dataclass(frozen=True)
+class InputOnly:
+    """Another one, without the way back: transcoders of SAELens write outputs as they are."""
+
+    inner: Normalisation
+
+    def __call__(self, x_NI: Tensor) -> tuple[Tensor, Inverse]:
+        """Return the normalised tokens; outputs stay as they are."""
+        return self.inner(x_NI)[0], lambda y_NO: y_NO
