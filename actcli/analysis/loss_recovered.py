@@ -13,20 +13,39 @@ that follows.
     ce_recovered = (ce_zero - ce_spliced) / (ce_zero - ce_original)
     kl_recovered = (kl_zero - kl_spliced) / kl_zero
 
-Tensor legend: R tokens, V vocabulary.
+Each is a ratio of sums, so its error comes from clusters of samples like that of any other
+(`actcli.analysis.sae_formulas`).
+
+Tensor legend: R tokens of a piece, N of a batch, S runs of one cluster, C clusters, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from actcli.analysis.sae_clusters import ClusterTable, Runs, SampleClusters
+from actcli.analysis.sae_formulas import Estimate, ratio
 from actcli.reports.sae_eval import LossReport
 
 Kind = Literal["zero", "spliced"]
-_KINDS: tuple[Kind, ...] = ("zero", "spliced")
+
+
+_SUMS = (
+    "ce_original", "ce_spliced", "ce_zero", "kl_spliced", "kl_zero", "tokens", "predictions",
+)  # fmt: skip
+"""The first five as in `LossReport`."""
+
+
+class LossResult(NamedTuple):
+    """What a dictionary loses, and how each cluster of samples moves it."""
+
+    report: LossReport
+    estimates: dict[str, Estimate]
+    """By field of the report, where it is defined."""
 
 
 class RowLosses(NamedTuple):
@@ -81,6 +100,11 @@ class Pair(Protocol):
 class Batch(Protocol):
     """Some samples."""
 
+    @property
+    def samples_N(self) -> NDArray[np.int64]:
+        """Sample of each token that counts, in the order of the pairs."""
+        ...
+
     def pairs(self) -> Iterator[Pair]:
         """Go through the changes."""
         ...
@@ -110,61 +134,69 @@ def row_losses(original_RV: Tensor, other_RV: Tensor, next_R: Tensor) -> RowLoss
     return RowLosses(ce_p_R, ce_q_R, kl_R.double(), has_next_R)
 
 
-@dataclass
 class LossSums:
-    """Sums over the tokens of all batches, for one dictionary."""
+    """Sums over the tokens of all batches by cluster of samples, for one dictionary."""
 
-    ce_original: float = 0.0
-    n_tokens: int = 0
-    n_predictions: int = 0
-    ce: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0.0))
-    kl: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0.0))
+    def __init__(self) -> None:
+        self._table = ClusterTable(sums=len(_SUMS))
 
-    def add(self, kind: Kind, losses: RowLosses) -> None:
-        """Take tokens; each once with every kind."""
-        self.ce[kind] += float(losses.ce_other_R.sum())
-        self.kl[kind] += float(losses.kl_R.sum())
+    def add(self, kind: Kind, runs: Runs, losses: RowLosses) -> None:
+        """Take the tokens of a batch; each once with every kind."""
+        found = {f"ce_{kind}": losses.ce_other_R, f"kl_{kind}": losses.kl_R}
         if kind == "spliced":
-            self.ce_original += float(losses.ce_original_R.sum())
-            self.n_tokens += len(losses.kl_R)
-            self.n_predictions += int(losses.has_next_R.sum())
+            found["ce_original"] = losses.ce_original_R
+            found["predictions"] = losses.has_next_R
+            found["tokens"] = torch.ones_like(losses.has_next_R)
+        sums_SK = np.zeros((len(runs.starts_S), len(_SUMS)))
+        values_KN = np.stack([each.cpu().double().numpy() for each in found.values()])
+        sums_SK[:, [_SUMS.index(name) for name in found]] = runs.sum(values_KN)
+        self._table.add(runs, sums_SK)
 
-    def report(self) -> LossReport | None:
+    def result(self, clusters: SampleClusters) -> LossResult | None:
         """Return the means; None where there was no token with a next one."""
-        if not self.n_predictions:
+        sums_CK = self._table.first(clusters.count, clusters.width)
+        of = dict(zip(_SUMS, sums_CK.T, strict=True))
+        if not of["predictions"].sum():
             return None
-        ce = {kind: total / self.n_predictions for kind, total in self.ce.items()}
-        kl = {kind: total / self.n_tokens for kind, total in self.kl.items()}
-        ce_original = self.ce_original / self.n_predictions
-        return LossReport(
-            ce_original=ce_original,
-            ce_spliced=ce["spliced"],
-            ce_zero=ce["zero"],
-            ce_recovered=_ratio(ce["zero"] - ce["spliced"], ce["zero"] - ce_original),
-            kl_spliced=kl["spliced"],
-            kl_zero=kl["zero"],
-            kl_recovered=_ratio(kl["zero"] - kl["spliced"], kl["zero"]),
-            n_tokens=self.n_tokens,
-            n_predictions=self.n_predictions,
+        recovered = {
+            "ce_recovered": ratio(
+                of["ce_zero"] - of["ce_spliced"], of["ce_zero"] - of["ce_original"]
+            ),
+            "kl_recovered": ratio(of["kl_zero"] - of["kl_spliced"], of["kl_zero"]),
+        }
+        means = {
+            name: ratio(of[name], of["predictions" if name.startswith("ce") else "tokens"])
+            for name in _SUMS[:5]
+        }
+        found = {name: each for name, each in (means | recovered).items() if each is not None}
+        values: dict[str, Any] = dict.fromkeys(recovered)
+        report = LossReport(
+            **values | {name: each.value for name, each in found.items()},
+            n_tokens=int(of["tokens"].sum()),
+            n_predictions=int(of["predictions"].sum()),
+            standard_errors={name: each.standard_error() for name, each in found.items()},
         )
+        return LossResult(report, found)
 
 
-def measure_losses(batches: Iterable[Batch], *, n_dictionaries: int) -> list[LossReport | None]:
-    """Run through spliced batches and return a report for each dictionary, by number.
+def measure_losses(batches: Iterable[Batch], *, n_dictionaries: int) -> list[LossResult | None]:
+    """Run through spliced batches and return what each dictionary loses, by number.
 
     Args:
         batches: what `actcli.capture.splice.run_spliced` yields.
         n_dictionaries: how many it was given.
     """
-    sums = [LossSums() for _ in range(n_dictionaries)]
+    clusters, sums = SampleClusters(), [LossSums() for _ in range(n_dictionaries)]
     for batch in batches:
+        runs = clusters.runs(batch.samples_N)
         for pair in batch.pairs():
-            for chunk in pair.chunks():
-                losses = row_losses(chunk.original_RV, chunk.other_RV, chunk.next_R)
-                for number in pair.numbers:
-                    sums[number].add(pair.kind, losses)
-    return [each.report() for each in sums]
+            losses = _losses_of(pair)
+            for number in pair.numbers:
+                sums[number].add(pair.kind, runs, losses)
+    return [each.result(clusters) for each in sums]
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _losses_of(pair: Pair) -> RowLosses:
+    """What is lost at all tokens of a batch."""
+    parts = [row_losses(chunk.original_RV, chunk.other_RV, chunk.next_R) for chunk in pair.chunks()]
+    return RowLosses(*(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -338,6 +338,9 @@ class LossReport(BaseModel):
     n_predictions: int
     """Tokens with a next one to predict: those of the cross-entropy."""
 
+    standard_errors: dict[str, float | None] = {}
+    """By field: over samples, as of a ratio of sums."""
+
 
 class FirstLetterReport(BaseModel):
     """Feature absorption as Chanin et al. 2024 (arXiv:2409.14507) and SAEBench define it."""
@@ -349,10 +352,15 @@ class FirstLetterReport(BaseModel):
     """Mean over letters of the mean fraction over their words."""
 
     full_absorption_rate: float | None
+    """Mean over letters of the share of their words that one other feature absorbs."""
+
     n_letters: int
     n_words: int
     letters: dict[str, tuple[float, float, int]]
-    """By letter: mean fraction, rate of full absorption, number of words."""
+    """By letter: mean fraction, rate of full absorption, number of words that the probe knows."""
+
+    main_features: dict[str, tuple[int, ...]] = {}
+    """By letter: the features that say it, first the strongest."""
 
 
 class DictionaryReport(Report):
@@ -426,6 +434,10 @@ class EvaluationReport(Report):
 
     not_compared: str | None = None
     """Why there is no comparison, where there is none of several."""
+
+    upstream: dict[str, dict[str, dict[str, int | float | None]]] = {}
+    """By name: the figures as the Matryoshka program computes them, where `--compat upstream` asks
+    for them; see `actcli.analysis.sae_upstream`."""
 
     elapsed_s: float = 0.0
     warnings: tuple[str, ...] = ()

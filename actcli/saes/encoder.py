@@ -22,6 +22,7 @@ _DENSE = 0.2
 """Above this share of candidates, float32 for all of them is faster."""
 
 _MISSES = 3
+_SLACK = 1e-6
 
 
 class Active(NamedTuple):
@@ -98,7 +99,7 @@ class Encoder:
         if self._prefilter is not None and isinstance(self._activation, Threshold | Gated):
             found = self._prefilter(z_NI, most=int(_DENSE * len(z_NI) * len(self._b_D)))
             if found is not None:
-                return self._settle(self._activation, *found)
+                return _by_token(self._settle(self._activation, *found))
             self._misses += 1
             if self._misses == _MISSES:
                 self._prefilter = None
@@ -113,25 +114,33 @@ class Encoder:
     def _dense(self, z_NI: Tensor) -> Active:
         """All pre-activations in float32."""
         pre_ND = self._room(len(z_NI))
+        if isinstance(self._activation, Threshold | Gated):
+            torch.mm(z_NI, self._W_ID, out=pre_ND)
+            return self._above_floor(self._activation, pre_ND)
         torch.addmm(self._b_D, z_NI, self._W_ID, out=pre_ND)
         if self._scale_D is not None:
             pre_ND *= self._scale_D
         if isinstance(self._activation, TopK):
             return _picked(*self._activation.pick(pre_ND))
-        if isinstance(self._activation, Threshold | Gated):
-            return self._above_floor(self._activation, pre_ND)
         acts_ND = self._activation(pre_ND)
         tokens_M, features_M = acts_ND.nonzero(as_tuple=True)
         return Active(tokens_M, features_M, acts_ND[tokens_M, features_M])
 
-    def _above_floor(self, activation: Elementwise, pre_ND: Tensor) -> Active:
-        floor_D = torch.as_tensor(activation.floor(), device=pre_ND.device)
-        mask_ND = torch.gt(pre_ND, floor_D, out=self._mask[: pre_ND.numel()].view(pre_ND.shape))
+    def _above_floor(self, activation: Elementwise, products_ND: Tensor) -> Active:
+        """Bias and scale come only to products that may be active: the rest is read once."""
+        mask_ND = self._mask[: products_ND.numel()].view(products_ND.shape)
+        torch.gt(products_ND, self._floor(activation), out=mask_ND)
         index_C = places(mask_ND)
-        tokens_C = index_C // pre_ND.shape[1]
-        features_C = index_C - tokens_C * pre_ND.shape[1]
-        values_C = activation.of_features(features_C)(pre_ND.flatten()[index_C])
-        return _without_zeros(tokens_C, features_C, values_C)
+        tokens_C = index_C // products_ND.shape[1]
+        features_C = index_C - tokens_C * products_ND.shape[1]
+        return self._settle(activation, tokens_C, features_C, products_ND.flatten()[index_C])
+
+    def _floor(self, activation: Elementwise) -> Tensor:
+        """What z @ W must be above for a feature to be active, less rounding, (D,)."""
+        floor_D = torch.as_tensor(activation.floor(), device=self._b_D.device)
+        if self._scale_D is not None:
+            floor_D = torch.where(self._scale_D > 0, floor_D / self._scale_D, -torch.inf)
+        return floor_D - self._b_D - _SLACK * (floor_D.abs() + self._b_D.abs())
 
     def _room(self, n: int) -> Tensor:
         needed = n * len(self._b_D)
@@ -143,14 +152,16 @@ class Encoder:
     def _settle(
         self, activation: Elementwise, tokens_C: Tensor, features_C: Tensor, products_C: Tensor
     ) -> Active:
-        """What candidates, by feature and then by token, become."""
+        """What the candidates become, given their z.w."""
         pre_C = products_C + self._b_D[features_C]
         if self._scale_D is not None:
             pre_C = pre_C * self._scale_D[features_C]
-        values_C = activation.of_features(features_C)(pre_C)
-        active = _without_zeros(tokens_C, features_C, values_C)
-        order_M = active.tokens_M.argsort(stable=True)
-        return Active(*(each[order_M] for each in active))
+        return _without_zeros(tokens_C, features_C, activation.of_features(features_C)(pre_C))
+
+
+def _by_token(active: Active) -> Active:
+    order_M = active.tokens_M.argsort(stable=True)
+    return Active(*(each[order_M] for each in active))
 
 
 def _without_zeros(tokens_C: Tensor, features_C: Tensor, values_C: Tensor) -> Active:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from actcli.analysis.loss_recovered import LossSums, measure_losses, row_losses
+from actcli.analysis.loss_recovered import measure_losses, row_losses
+from actcli.analysis.sae_formulas import error_of
 
 GOLDEN = Path(__file__).parents[1] / "data/sae-eval/golden"
 
@@ -37,6 +38,7 @@ class Pair:
 @dataclass(frozen=True)
 class Batch:
     made: tuple
+    samples_N: np.ndarray
 
     def pairs(self):
         yield from self.made
@@ -58,9 +60,16 @@ def pairs_of(arrays):
         yield Pair(kind, (0,), Chunk(original, arrays[key][counts_BT], next_BT[counts_BT]))
 
 
+def samples_of(arrays):
+    counts_BT = ~torch.isin(arrays["tokens"], arrays["ignore_tokens"])
+    return counts_BT.nonzero()[:, 0].numpy()
+
+
 def test_means_and_scores_of_saelens(golden):
     arrays, expected = golden
-    (report,) = measure_losses([Batch(tuple(pairs_of(arrays)))], n_dictionaries=1)
+    ((report, _estimates),) = measure_losses(
+        [Batch(tuple(pairs_of(arrays)), samples_of(arrays))], n_dictionaries=1
+    )
     found = {
         "kl_div_with_sae": report.kl_spliced,
         "kl_div_with_ablation": report.kl_zero,
@@ -121,9 +130,9 @@ def test_forbidden_tokens_lose_nothing():
 
 def test_batches_do_not_matter(golden):
     arrays, _expected = golden
-    pairs = tuple(pairs_of(arrays))
+    pairs, samples_N = tuple(pairs_of(arrays)), samples_of(arrays)
     whole = measure_losses(
-        [Batch(tuple(replace(pair, size=99) for pair in pairs))], n_dictionaries=1
+        [Batch(tuple(replace(pair, size=99) for pair in pairs), samples_N)], n_dictionaries=1
     )
     parts = []
     for row in range(0, len(pairs[0].whole.next_R), 7):
@@ -138,9 +147,13 @@ def test_batches_do_not_matter(golden):
             )
             for pair in pairs
         ]
-        parts.append(Batch(tuple(part)))
+        parts.append(Batch(tuple(part), samples_N[row : row + 7]))
     split = measure_losses(parts, n_dictionaries=1)
-    assert split[0].model_dump() == pytest.approx(whole[0].model_dump(), rel=1e-12)
+    assert split[0].report.standard_errors == pytest.approx(whole[0].report.standard_errors)
+    errors = {"standard_errors"}
+    assert split[0].report.model_dump(exclude=errors) == pytest.approx(
+        whole[0].report.model_dump(exclude=errors), rel=1e-12
+    )
 
 
 def test_zero_is_shared_and_spliced_is_not():
@@ -151,7 +164,8 @@ def test_zero_is_shared_and_spliced_is_not():
         Pair("spliced", (0,), Chunk(z, r, following)),
         Pair("spliced", (1,), Chunk(z, z, following)),
     )
-    first, second = measure_losses([Batch(made)], n_dictionaries=2)
+    found = measure_losses([Batch(made, np.zeros(4, np.int64))], n_dictionaries=2)
+    first, second = (each.report for each in found)
     assert first.ce_zero == second.ce_zero
     assert first.kl_spliced > 0
     assert second.kl_spliced == 0
@@ -161,10 +175,36 @@ def test_zero_is_shared_and_spliced_is_not():
 
 def test_what_cannot_be_defined_is_none():
     z = torch.randn(2, 5)
-    sums = LossSums()
-    for kind in ("zero", "spliced"):
-        sums.add(kind, row_losses(z, z, torch.tensor([1, 2])))
-    report = sums.report()
-    assert report.ce_recovered is None
-    assert report.kl_recovered is None
-    assert LossSums().report() is None
+    same = Chunk(z, z, torch.tensor([1, 2]))
+    pairs = (Pair("zero", (0,), same), Pair("spliced", (0,), same))
+    (found,) = measure_losses([Batch(pairs, np.array([0, 1]))], n_dictionaries=1)
+    assert found.report.ce_recovered is None
+    assert found.report.kl_recovered is None
+    assert set(found.estimates) == {"ce_original", "ce_spliced", "ce_zero", "kl_spliced", "kl_zero"}
+    assert measure_losses([], n_dictionaries=1) == [None]
+
+
+def test_errors_are_those_of_leaving_out_one_sample():
+    """The jackknife over samples gives nearly the same standard errors, and paired ones."""
+    generator = torch.Generator().manual_seed(1)
+    z, near, nearer, off = torch.randn(4, 1200, 6, generator=generator)
+    near, nearer, off = z + 0.5 * near, z + 0.45 * near + 0.1 * nearer, z + 2 * off
+    following = torch.randint(0, 6, (1200,), generator=generator)
+    samples_N = np.repeat(np.arange(60), 20)
+
+    def measured(rows):
+        made = [("zero", (0, 1), off), ("spliced", (0,), near), ("spliced", (1,), nearer)]
+        pairs = [Pair(k, n, Chunk(z[rows], other[rows], following[rows])) for k, n, other in made]
+        return measure_losses([Batch(tuple(pairs), samples_N[rows])], n_dictionaries=2)
+
+    whole = measured(np.arange(1200))
+    left_out = [measured(np.flatnonzero(samples_N != each)) for each in range(60)]
+    for field in ("ce_recovered", "kl_recovered", "ce_spliced"):
+        values = np.array([[getattr(each.report, field) for each in two] for two in left_out])
+        apart = values[:, 0] - values[:, 1]
+        slow = [np.sqrt(59 / 60 * ((v - v.mean()) ** 2).sum()) for v in (*values.T, apart)]
+        psi = [each.estimates[field].psi_C for each in whole]
+        found = [error_of(each) for each in (*psi, psi[0] - psi[1])]
+        assert found == pytest.approx(slow, rel=0.05)
+        assert whole[0].report.standard_errors[field] == found[0]
+        assert found[2] < 0.7 * found[0]

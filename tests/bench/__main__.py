@@ -16,6 +16,8 @@ ON_CPU = (
     "bench_attn_plot",
     "bench_logit_lens",
     "bench_qk_contrib",
+    "bench_sae_eval",
+    "bench_sae_absorption",
 )
 RAM_DISK = Path("/dev/shm")
 

@@ -141,7 +141,7 @@ def test_what_is_written_back_changes_nothing(opened, samples, name):
         run_spliced(adapter, samples, spliced, rules=RULES, batch_tokens=60),
         n_dictionaries=len(spliced),
     )
-    for each, report in zip(spliced, reports, strict=True):
+    for each, (report, _estimates) in zip(spliced, reports, strict=True):
         assert abs(report.kl_spliced) < 1e-6, each.y
         assert report.ce_spliced == pytest.approx(report.ce_original, abs=1e-6)
         assert report.kl_zero > 2e-6, each.y
