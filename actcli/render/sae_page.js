@@ -1,0 +1,364 @@
+"use strict";
+// Legend: n a dictionary, by its place in the report; a point is [L0, FVU, error of L0, error of FVU].
+
+const at = id => document.getElementById(id);
+const data = JSON.parse(at("data").textContent);
+const all = data.dictionaries, hidden = new Set();
+const HEIGHT = 270, LEFT = 64, RIGHT = 14, TOP = 10, BOTTOM = 42;
+const SVG = "http://www.w3.org/2000/svg";
+
+const make = (tag, attributes, ...children) => filled(document.createElement(tag), attributes, children);
+const draw = (tag, attributes, ...children) => filled(document.createElementNS(SVG, tag), attributes, children);
+
+function filled(element, attributes = {}, children = []) {
+  for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+// Numbers
+
+const minus = text => text.replace(/-/g, "−");
+
+function number(x, digits = 4) {
+  if (x === null || x === undefined) return "–";
+  const size = Math.abs(x);
+  if (x !== 0 && (size < 1e-3 || size >= 1e6)) return minus(x.toExponential(2));
+  if (size >= 1000) return minus(x.toLocaleString("en-US", { maximumFractionDigits: 1 }));
+  return minus(String(Number(x.toPrecision(digits))));
+}
+
+const count = x => x === null ? "–" : x.toLocaleString("en-US");
+const percent = (x, digits = 3) => x === null ? "–" : `${number(x, digits)} %`;
+const even = x => x === null || Number.isInteger(x) || Math.abs(x) < 1e-3 || Math.abs(x) >= 1000 ? number(x) : minus(x.toPrecision(4));
+const shown = { number: even, count, percent };
+const signed = x => x > 0 ? `+${number(x)}` : number(x);
+
+// Looks
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function colourOf(n) {
+  const colour = data.colours[n % data.colours.length];
+  return isDark() ? `color-mix(in oklab, ${colour} 65%, white)` : colour;
+}
+
+const DASHES = ["none", "6 3", "2 2", "8 3 2 3"];
+const dashOf = n => DASHES[Math.floor(n / data.colours.length) % DASHES.length];
+
+const OUTLINES = [[[0, 1, 12]], [[1, 1], [-1, 1], [-1, -1], [1, -1]], [[0, 1.3], [1.3, 0], [0, -1.3], [-1.3, 0]],
+  [[0, -1.2], [1.2, 1], [-1.2, 1]], [[0, 1.2], [1.2, -1], [-1.2, -1]]];
+
+function marker(n, x, y, radius, ...more) {
+  const corners = OUTLINES[n % OUTLINES.length], looks = { fill: colourOf(n), stroke: "var(--card)", "data-of": n };
+  if (corners.length === 1) return draw("circle", { cx: x, cy: y, r: radius, ...looks }, ...more);
+  const points = corners.map(([a, b]) => `${(x + a * radius).toFixed(1)},${(y + b * radius).toFixed(1)}`).join(" ");
+  return draw("polygon", { points, ...looks }, ...more);
+}
+
+function swatch(n) {
+  return draw("svg", { class: "swatch", viewBox: "0 0 22 12", "aria-hidden": "true" },
+    draw("line", { x1: 0, x2: 22, y1: 6, y2: 6, stroke: colourOf(n), "stroke-width": 2, "stroke-dasharray": dashOf(n) }),
+    marker(n, 11, 6, 4.5));
+}
+
+// Tables
+
+function fill(table, columns, rows) {  // columns: [heading, class]; a heading may be an element
+  const head = make("tr", {}, ...columns.map(([name, kind]) => make("th", { scope: "col", class: kind ?? null }, name)));
+  table.replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
+}
+
+const cell = (text, kind = null) => make("td", { class: kind }, text);
+const rowHead = (kind, ...children) => make("th", { scope: "row", class: kind }, ...children);
+
+const nameCell = n => rowHead("name", swatch(n), " ", all[n].name);
+const headed = n => [make("span", {}, swatch(n), all[n].name), null];
+
+function showWhich() {
+  const names = Object.keys(all[0].facts);
+  const rows = all.map((each, n) => make("tr", {}, nameCell(n), ...names.map(name => cell(each.facts[name], "left")),
+    make("td", { class: "left quiet", title: `${each.path}, sha256 ${each.sha256}` }, each.sha256.slice(0, 8))));
+  fill(at("which"), [["name", "left"], ...names.map(name => [name, "left"]), ["sha256", "left"]], rows);
+}
+
+const SIGNS = { lower: "↓ lower", higher: "↑ higher", none: "" };
+
+function showMetrics() {
+  const rows = data.groups.flatMap(group => [
+    make("tr", {}, make("th", { class: "group", scope: "colgroup", colspan: all.length + 3 }, group.name)),
+    ...group.rows.map(metricRow)]);
+  const columns = [["metric", "left"], ...all.map((_, n) => headed(n)), ["better", "left"], ["formula", "left words"]];
+  fill(at("metrics"), columns, rows);
+  at("formulas").lastElementChild.replaceChildren(...data.groups.flatMap(group => group.rows.flatMap(row => [make("dt", {}, row.label), make("dd", {}, row.words)])));
+  const goesBy = data.goesBy === null ? "" : `winners in FVU go by “${data.goesBy}”; `;
+  const marks = all.length > 1 ? "marked: ahead of every other by two standard errors; " : "";
+  at("metrics-note").textContent = `${goesBy}${marks}± standard error over samples`;
+}
+
+function metricRow(row) {
+  const values = row.values.map((value, n) => {
+    const best = row.winner === n, error = row.errors[n];
+    const label = best ? { class: "value best", "aria-label": `${shown[row.kind](value)}, the best` } : { class: "value" };
+    return make("td", label, shown[row.kind](value), ...(error === null ? [] : [make("small", {}, ` ± ${number(error, 2)}`)]));
+  });
+  return make("tr", { "data-metric": row.path, title: row.words }, rowHead("left", row.label), ...values,
+    cell(SIGNS[row.better], "left sign"), cell(row.words, "words"));
+}
+
+function showDifferences() {
+  const pairs = [...new Map(data.differences.map(each => [JSON.stringify([each.first, each.second]), each])).entries()];
+  at("differences-section").hidden = !pairs.length;
+  at("versus").replaceChildren(...pairs.map(([key, each]) => make("option", { value: key }, `${each.first} − ${each.second}`)));
+  at("versus").addEventListener("change", showPair);
+  if (pairs.length) showPair();
+}
+
+function showPair() {
+  const [first, second] = JSON.parse(at("versus").value);
+  const chosen = data.differences.filter(each => each.first === first && each.second === second);
+  const rows = chosen.map(each => make("tr", {}, rowHead("left", each.metric), cell(signed(each.difference), "value"),
+    cell(each.error === null ? "–" : `± ${number(each.error, 2)}`, "value"), make("td", {}, bar(each)), cell(outcome(each), "left name")));
+  fill(at("differences"), [["metric", "left"], ["difference", null], ["standard error", null], ["in standard errors", null], ["better", "left"]], rows);
+}
+
+function outcome(each) {
+  if (each.difference === null) return "–";
+  if (each.better === "none") return "neither is";
+  return each.winner ?? (each.tie ? "tie" : "–");
+}
+
+function bar({ difference, error, tie }) {
+  if (difference === null || !error) return "";
+  const most = 8, errors = Math.max(-most, Math.min(most, difference / error)), x = z => 75 + z * 74 / most;
+  const box = { x: Math.min(x(0), x(errors)), width: Math.abs(x(errors) - x(0)), y: 3, height: 8, class: tie ? null : "clear" };
+  const bounds = [-2, 2].map(z => draw("line", { x1: x(z), x2: x(z), y1: 0, y2: 14, class: "bound" }));
+  return draw("svg", { class: "bar", viewBox: "0 0 150 14", role: "img", "aria-label": `${number(difference / error, 2)} standard errors` },
+    draw("rect", box), ...bounds, draw("line", { x1: x(0), x2: x(0), y1: 0, y2: 14 }), draw("title", {}, `${number(difference / error, 2)} standard errors`));
+}
+
+// Axes
+
+function ticks(least, most, about = 6) {
+  const raw = (most - least) / about, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].find(each => each * power >= raw) * power, found = [];
+  for (let i = Math.ceil(least / step - 1e-9); i * step <= most * (1 + 1e-9) + 1e-12; i++) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}
+
+function plane(svg, { xs, ys, labels, xTicks, log = false }) {
+  const width = Math.max(svg.clientWidth, 240), across = width - LEFT - RIGHT, up = HEIGHT - TOP - BOTTOM;
+  const scale = log ? Math.log2 : x => x, from = scale(xs[0]), reach = scale(xs[1]) - from || 1;
+  const x = value => LEFT + across * (scale(value) - from) / reach;
+  const y = value => TOP + up * (1 - (value - ys[0]) / (ys[1] - ys[0] || 1));
+  const rows = ticks(ys[0], ys[1], 5), columns = xTicks ?? ticks(xs[0], xs[1], Math.max(2, width / 90));
+  filled(svg, { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT });
+  svg.replaceChildren(
+    ...rows.flatMap(value => [draw("line", { class: "rule", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }),
+      draw("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, minus(String(value)))]),
+    ...columns.map(value => draw("text", { x: x(value), y: HEIGHT - BOTTOM + 15, "text-anchor": "middle" }, value >= 1e4 ? count(value) : minus(String(value)))),
+    draw("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }),
+    draw("text", { x: LEFT + across / 2, y: HEIGHT - 8, "text-anchor": "middle" }, labels[0]),
+    draw("text", { transform: `translate(11 ${TOP + up / 2}) rotate(-90)`, "text-anchor": "middle" }, labels[1]));
+  return { x, y, value: pixel => from + reach * (pixel - LEFT) / across, bottom: HEIGHT - BOTTOM };
+}
+
+const visible = () => all.map((_, n) => n).filter(n => !hidden.has(n));
+
+// Histograms
+
+function showSteps(name) {
+  const svg = at(name), found = visible().filter(n => all[n][name]);
+  const edges = all.flatMap(each => each[name]?.[0] ?? []), heights = found.flatMap(n => all[n][name][1]);
+  if (!edges.length) { svg.replaceChildren(draw("text", { x: LEFT, y: 30 }, "no feature fired")); svg.setAttribute("height", 50); return; }
+  const xs = name === "l0" ? [0, data.limit] : [Math.min(...edges), Math.max(...edges)];
+  const { x, y, value, bottom } = plane(svg, { xs, ys: [0, Math.max(...heights, 1e-9) * 1.04], labels: data.labels[name] });
+  for (const n of found) {
+    const [at_, tall] = all[n][name];
+    const path = tall.map((height, i) => `H${x(at_[i]).toFixed(1)}V${y(height).toFixed(1)}H${x(at_[i + 1]).toFixed(1)}`).join("");
+    const outline = `M${x(at_[0]).toFixed(1)} ${bottom}${path}V${bottom}`;
+    if (all.length <= 3) svg.append(draw("path", { d: outline, fill: colourOf(n), opacity: 0.1 }));
+    svg.append(draw("path", { d: outline, fill: "none", stroke: colourOf(n), "stroke-width": 1.6, "stroke-dasharray": dashOf(n), "data-of": n }, draw("title", {}, all[n].name)));
+    if (name === "l0") svg.append(draw("line", { x1: x(all[n].meanL0), x2: x(all[n].meanL0), y1: TOP, y2: bottom, stroke: colourOf(n), opacity: 0.6 }));
+  }
+  const here = draw("line", { class: "here", y1: TOP, y2: bottom, visibility: "hidden" });
+  svg.append(here);
+  svg.onpointermove = event => {
+    const pixel = event.clientX - svg.getBoundingClientRect().left, where = value(pixel);
+    const inside = where >= xs[0] && where <= xs[1];
+    filled(here, { x1: pixel, x2: pixel, visibility: inside ? "visible" : "hidden" });
+    at(`${name}-readout`).textContent = inside ? readSteps(name, found, where) : "";
+  };
+  svg.onpointerleave = () => { here.setAttribute("visibility", "hidden"); at(`${name}-readout`).textContent = ""; };
+}
+
+function stepAt([edges, heights], where) {
+  const i = edges.findIndex((edge, k) => where >= edge && where < edges[k + 1]);
+  return i < 0 || i >= heights.length ? 0 : heights[i];
+}
+
+function readSteps(name, found, where) {
+  const place = name === "l0" ? `L0 ${number(where, 3)}` : `density ${number(10 ** where, 2)}`;
+  return `${place}: ${found.map(n => `${all[n].name} ${number(stepAt(all[n][name], where), 3)}`).join(" · ")} (${data.labels[name][1]})`;
+}
+
+function stepNumbers(name) {
+  const tables = all.map((each, n) => {
+    const table = make("table"), [edges, heights] = each[name] ?? [[], []];
+    fill(table, [[make("span", {}, swatch(n), each.name), "left"], [data.labels[name][1], null]],
+      heights.map((height, i) => make("tr", {}, cell(`${number(edges[i], 3)} to ${number(edges[i + 1], 3)}`, "left"), cell(number(height, 3)))));
+    return table;
+  });
+  at(`${name}-numbers`).replaceChildren(...tables);
+}
+
+// FVU against L0, nested parts
+
+function showTradeOff() {
+  const found = visible().filter(n => all[n].point), svg = at("trade");
+  at("trade-section").hidden = !all.some(each => each.point);
+  at("trade-parts").hidden = !all.some(each => each.parts.length);
+  const points = all.flatMap(each => [...each.parts, ...(each.point ? [each.point] : [])]);
+  if (!points.length) return;
+  const xs = [0, Math.max(...points.map(p => p[0] + (p[2] ?? 0)), 1e-9) * 1.08], ys = [0, Math.max(...points.map(p => p[1] + (p[3] ?? 0)), 1e-9) * 1.08];
+  const { x, y } = plane(svg, { xs, ys, labels: data.labels.tradeOff });
+  for (const n of found) {
+    const { point, parts, name } = all[n], line = { stroke: colourOf(n), "stroke-width": 1.3, fill: "none" };
+    if (parts.length) svg.append(draw("path", { d: pathOf(parts.map(p => [x(p[0]), y(p[1])])), "stroke-dasharray": dashOf(n), ...line }));
+    for (const p of parts) svg.append(marker(n, x(p[0]), y(p[1]), 3, draw("title", {}, `${name}, a nested part: L0 ${number(p[0])}, FVU ${number(p[1])}`)));
+    const [l0, fvu, l0Error, fvuError] = point;
+    if (l0Error !== null) svg.append(draw("path", { d: `M${x(l0 - l0Error)} ${y(fvu)}H${x(l0 + l0Error)}`, ...line }));
+    if (fvuError !== null) svg.append(draw("path", { d: `M${x(l0)} ${y(fvu - fvuError)}V${y(fvu + fvuError)}`, ...line }));
+    svg.append(marker(n, x(l0), y(fvu), 5.5, draw("title", {}, `${name}: L0 ${number(l0)}, FVU ${number(fvu)}`)));
+    const right = x(l0) > svg.clientWidth * 0.7;
+    svg.append(draw("text", { class: "label", x: x(l0) + (right ? -10 : 10), y: y(fvu) - 8, "text-anchor": right ? "end" : "start" }, short(name)));
+  }
+}
+
+const short = (text, most = 26) => [...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text;
+const pathOf = points => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+
+function showCurves() {
+  const nested = all.map((_, n) => n).filter(n => all[n].curves.length);
+  at("prefixes-section").hidden = !nested.length;
+  if (!nested.length) return;
+  const labels = all[nested[0]].curves.map(([label]) => label);
+  if (!at("curves").childElementCount) at("curves").append(...labels.map(label => draw("svg", { class: "chart", role: "img", "aria-label": label })));
+  labels.forEach((label, i) => showCurve(at("curves").children[i], label, i, nested));
+}
+
+function showCurve(svg, label, i, nested) {
+  const sizes = [...new Set(nested.flatMap(n => all[n].curves[i][1]))].sort((a, b) => a - b);
+  const values = nested.flatMap(n => all[n].curves[i][2]).filter(value => value !== null);
+  const first = sizes[0], last = sizes.at(-1), reach = Math.log2(last / first) || 1;
+  const xTicks = sizes.filter((size, k) => !k || size === last || sizes.length < 6 && Math.log2(last / size) > 0.18 * reach && Math.log2(size / first) > 0.18 * reach);
+  const { x, y } = plane(svg, { xs: [first, last], ys: [0, Math.max(...values, 1e-9) * 1.06], labels: [data.labels.size, label], xTicks, log: true });
+  for (const n of nested.filter(each => !hidden.has(each))) {
+    const [, at_, found] = all[n].curves[i];
+    const points = at_.map((size, k) => [size, found[k]]).filter(([, value]) => value !== null);
+    svg.append(draw("path", { d: pathOf(points.map(([size, value]) => [x(size), y(value)])), fill: "none", stroke: colourOf(n), "stroke-width": 1.6, "stroke-dasharray": dashOf(n) }),
+      ...points.map(([size, value]) => marker(n, x(size), y(value), 4, draw("title", {}, `${all[n].name}, ${count(size)} features: ${number(value)}`))));
+  }
+}
+
+function showPrefixes() {
+  const rows = all.flatMap((each, n) => each.prefixes.map(part => make("tr", {}, nameCell(n),
+    ...[count(part.n_features), number(part.fvu), number(part.mse), number(part.cosine_similarity), number(part.mean_l0),
+      `${count(part.dead_count)} of ${count(part.n_new_features)}`, number(part.redundancy)].map(text => cell(text)))));
+  const table = make("table");
+  fill(table, [["dictionary", "left"], ...["features", "FVU", "MSE", "cosine", "mean L0", "dead of the new ones", "redundancy"].map(name => [name, null])], rows);
+  at("prefixes").replaceChildren(table);
+}
+
+// Pairs, weights, words
+
+function showPairs() {
+  const n = Number(at("pairs-of").value || 0), { pairs, nPairs, threshold } = all[n];
+  at("pairs-note").textContent = `with |cosine| above ${threshold}: ${count(nPairs)}${nPairs > pairs.length ? `, the first ${pairs.length} here` : ""}`;
+  const nested = pairs.some(pair => pair[3] !== null);
+  const rows = pairs.map(([first, second, cosine, parts]) => make("tr", {}, cell(String(first)), cell(String(second)), cell(minus(cosine.toFixed(4))),
+    ...(nested ? [cell(parts === null ? "–" : parts.map(part => part + 1).join(", "))] : [])));
+  if (!rows.length) at("pairs").replaceChildren(make("tbody", {}, make("tr", {}, cell("No pair is.", "left"))));
+  else fill(at("pairs"), [["feature", null], ["feature", null], ["cosine", null], ...(nested ? [["nested parts, from 1", null]] : [])], rows);
+}
+
+function showSpreads() {
+  const fields = ["mean", "min", "p01", "p10", "median", "p90", "p99", "max"];
+  const labels = [...new Set(all.flatMap(each => each.spreads.map(spread => spread.label)))];
+  const rows = labels.flatMap(label => [make("tr", {}, make("th", { class: "group", scope: "colgroup", colspan: fields.length + 1 }, label)),
+    ...all.flatMap((each, n) => each.spreads.filter(spread => spread.label === label).map(spread => make("tr", {},
+      make("th", { scope: "row", class: "name", title: each.name }, swatch(n), ` ${short(each.name, 18)}`),
+      ...fields.map(field => cell(number(spread[field], 3), "value")))))]);
+  fill(at("spreads"), [["", "left"], ...fields.map(name => [name.replace(/^p0?(\d+)/, "$1 %"), null])], rows);
+}
+
+const said = (n, ...more) => make("div", {}, make("h3", {}, swatch(n), all[n].name), ...more);
+
+function showWords() {
+  at("dead").replaceChildren(...all.map((each, n) => said(n, make("p", {}, each.dead), ...(each.densest.length ? [make("p", { class: "quiet" },
+    `Densest: ${each.densest.slice(0, 8).map(([feature, density]) => `${feature} (${percent(100 * density)})`).join(", ")}.`)] : []))));
+  const noted = all.map((each, n) => [each, n]).filter(([each]) => each.notes.length + each.warnings.length);
+  at("notes-section").hidden = !noted.length;
+  at("notes").replaceChildren(...noted.map(([each, n]) => said(n, make("ul", {},
+    ...each.warnings.map(text => make("li", { class: "warning" }, text)), ...each.notes.map(text => make("li", {}, text))))));
+}
+
+// The page
+
+function build() {
+  at("about").textContent = data.about.join(" · ");
+  at("tokens").textContent = data.tokens;
+  at("verdict").textContent = data.verdict;
+  at("warnings").replaceChildren(...data.warnings.map(text => make("p", { class: "warning" }, text)));
+  at("l0-note").textContent = `thin line: mean; the axis ends where 99.9 % of the tokens do, the largest is ${count(Math.max(...all.map(each => each.maxL0)))}`;
+  at("pairs-of").replaceChildren(...all.map((each, n) => make("option", { value: n }, each.name)));
+  at("pairs-choice").hidden = all.length < 2;
+  at("pairs-of").addEventListener("change", showPairs);
+  at("theme").addEventListener("click", switchTheme);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
+  new ResizeObserver(showCharts).observe(document.body);
+  showDifferences();
+  refresh();
+}
+
+function refresh() {  // whatever has a colour
+  at("theme").textContent = isDark() ? "Light" : "Dark";
+  at("theme").setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
+  showWhich();
+  showMetrics();
+  showToggles();
+  showPairs();
+  showSpreads();
+  showPrefixes();
+  showWords();
+  for (const name of ["l0", "density"]) stepNumbers(name);
+  showCharts();
+}
+
+function showToggles() {
+  at("toggles").hidden = all.length < 2;
+  at("toggles").replaceChildren(...all.map((each, n) => make("button", { type: "button", "aria-pressed": !hidden.has(n), "data-of": n }, swatch(n), each.name)));
+  for (const button of at("toggles").children) button.addEventListener("click", () => toggle(Number(button.dataset.of), button));
+}
+
+function toggle(n, button) {
+  if (!hidden.delete(n)) hidden.add(n);
+  button.setAttribute("aria-pressed", !hidden.has(n));
+  showCharts();
+}
+
+function showCharts() {
+  for (const name of ["l0", "density"]) showSteps(name);
+  showTradeOff();
+  showCurves();
+}
+
+function switchTheme() {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  refresh();
+}
+
+build();
