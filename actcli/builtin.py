@@ -10,6 +10,11 @@ STEPS = "demo://2048-steps"
 TEXT_MODEL = "demo://facts"
 TEXT = "demo://facts-text"
 DECOMPOSITION = "demo://facts-spd"
+MATRYOSHKA = "demo://facts-matryoshka"
+GEMMA_SCOPE = "demo://facts-gemma-scope"
+DICTIONARIES = (MATRYOSHKA, GEMMA_SCOPE)
+"""Transcoders of layer 4 of the text model, in two formats."""
+
 QUESTION = "give the city name only . the capital of Germany is called simply"
 """What the built-in text model is asked where nothing else is said."""
 _ASSETS = Path(__file__).parent / "demo" / "assets"

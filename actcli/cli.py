@@ -12,12 +12,14 @@ from actcli.commands.gammas import gammas
 from actcli.commands.logit_lens import logit_lens
 from actcli.commands.outliers import outliers
 from actcli.commands.qk_contrib import qk_contrib
+from actcli.commands.sae_eval import sae_eval
 from actcli.terminal.config_command import Command, add_command
 
 COMMANDS = (
     Command("dump", dump, panel="Capture"),
     Command("logit-lens", logit_lens, panel="Read a model"),
     Command("qk-contrib", qk_contrib, panel="Read a model"),
+    Command("sae-eval", sae_eval, panel="Read a model"),
     Command("outliers", outliers, panel="Analyse a dump"),
     Command("attn-plot", attn_plot, panel="Analyse a dump"),
     Command("gammas", gammas, panel="Analyse a dump"),

@@ -18,6 +18,22 @@ from actcli.store.header import MANIFEST_KEY, DumpHeader
 
 _CONFIG = "config.json"
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_PER_TOKEN = ("N", "L", "T", "H")
+DICTIONARY_FORMATS = (
+    "saelens",
+    "gemma_scope",
+    "dictionary_learning",
+    "sparsify",
+    "circuit_tracer",
+    "qwen_scope",
+    "llama_scope",
+    "matryoshka",
+    "openai",
+    "transcoder_circuits",
+    "linear_pt",
+    "raw",
+)
+"""Names of the modules of `actcli.saes`, in the order in which they are looked for."""
 _NEEDS_TORCH = (".pt", ".pth")  # whose import would make a TAB take seconds
 
 
@@ -60,6 +76,32 @@ def lens_streams(_words: Mapping[str, Any], _incomplete: str) -> Iterable[tuple[
         ("attn", "what attention adds"),
         ("mlp", "what the MLP adds"),
     ]
+
+
+def dictionary_places(words: Mapping[str, Any], _incomplete: str) -> Iterable[tuple[str, str]]:
+    """Offer the tensors of the dump given with `--from-dump`, by layer; else sites of layers."""
+    path = words.get("from_dump")
+    if path is None:
+        return [(f"{site.name}.", site.meaning) for site in SITES if site.axes == _PER_TOKEN]
+    header = _header({"input": path})
+    if header is None:
+        return []
+    recorded = json.loads(header.metadata.get(MANIFEST_KEY, "{}")).get("layers", [])
+    found = []
+    for key, each in header.tensors.items():
+        told = f"{each.dtype} {list(each.shape)}"
+        if len(each.shape) != len(_PER_TOKEN):
+            found.append((key, told))
+            continue
+        count = each.shape[1]
+        layers = recorded if len(recorded) == count else range(count)
+        found += [(f"{key}.{layer}", told) for layer in layers]
+    return found
+
+
+def dictionary_formats(_words: Mapping[str, Any], _incomplete: str) -> Iterable[str]:
+    """Offer the formats of SAEs and transcoders."""
+    return DICTIONARY_FORMATS
 
 
 def devices(_words: Mapping[str, Any], _incomplete: str) -> Iterable[tuple[str, str]]:

@@ -86,3 +86,22 @@ def test_layers_of_other_architectures_have_other_names(tmp_path, config):
 def test_streams_are_those_that_the_lens_takes():
     offered = [name for name, _meaning in completion.lens_streams({}, "")]
     assert tuple(offered) == STREAMS
+
+
+def test_formats_of_dictionaries_are_those_that_there_are():
+    from actcli.saes import FORMATS
+
+    assert completion.dictionary_formats({}, "") == tuple(each.FORMAT for each in FORMATS)
+
+
+def test_places_of_dictionaries_are_the_tensors_of_the_dump_by_layer(dump):
+    found = [key for key, _help in completion.dictionary_places({"from_dump": str(dump)}, "")]
+    assert sorted(found) == [
+        "attn_norm.0", "attn_norm.1", "attn_norm.2", "attn_sinks", "boards", "final_hidden",
+    ]  # fmt: skip
+
+
+def test_without_a_dump_places_are_sites_of_layers():
+    found = [key for key, _help in completion.dictionary_places({"from_dump": None}, "")]
+    assert {"mlp_input.", "mlp_out.", "layer_outputs."} <= set(found)
+    assert "final_hidden." not in found
