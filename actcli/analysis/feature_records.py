@@ -20,7 +20,7 @@ from actcli.reports.feature_samples import (
     SamplesSummary,
     SimilarFeature,
 )
-from actcli.reports.sae_eval import DictionaryDescription
+from actcli.reports.sae_subject import DictionaryDescription
 
 _MOST_RANKED = 50
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from actcli.analysis.sae_clusters import ClusterTable, Runs, SampleClusters
 from actcli.analysis.sae_formulas import Estimate, ratio
-from actcli.reports.sae_eval import LossReport
+from actcli.reports.sae_metrics import LossReport
 
 Kind = Literal["zero", "spliced"]
 

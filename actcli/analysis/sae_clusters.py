@@ -120,6 +120,29 @@ class VarianceTable:
         merged = _merge(here, (runs.counts_S.astype(np.float64), means_SO, squares_S))
         self.counts_C[which], self.means_CO[which], self.squares_C[which] = merged
 
+    def add_rows(
+        self, runs: Runs, centred_NO: Tensor, apart_N: Tensor, *, centre_O: Floats
+    ) -> None:
+        """Merge the tokens of runs, given as differences from any vector near their means.
+
+        Args:
+            runs: Their runs.
+            centred_NO: Tokens less `centre_O`.
+            apart_N: Squared lengths of these.
+            centre_O: The vector.
+        """
+        shifts_SO = runs.sum_rows(centred_NO) / runs.counts_S[:, None]
+        apart_S = runs.sum(apart_N.cpu().double().numpy()[None])[:, 0]
+        squares_S = apart_S - runs.counts_S * np.einsum("so,so->s", shifts_SO, shifts_SO)
+        self.add(runs, centre_O + shifts_SO, np.maximum(squares_S, 0))
+
+    def first(self, clusters: int, width: int) -> tuple[Floats, Floats]:
+        """Return means (C, O) and squared distances (C,) of the clusters that are in use."""
+        while self._width < width:
+            self._width *= 2
+            self._fold()
+        return self.means_CO[:clusters].copy(), self.squares_C[:clusters].copy()
+
     def _fold(self) -> None:
         parts = (self.counts_C, self.means_CO, self.squares_C)
         half = len(self.counts_C) // 2

@@ -6,61 +6,16 @@ A metric without an error over samples (dead features, the decoder's own geometr
 is won by any difference.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from actcli.analysis.sae_formulas import ESTIMATES, ClusterSums, Estimate, error_of, estimate
 from actcli.errors import UsageError
-from actcli.reports.sae_eval import DictionaryReport, Direction, MetricDifference, RankedMetric
+from actcli.reports.sae_eval import DictionaryReport, MetricDifference, RankedMetric
+from actcli.reports.sae_glossary import METRICS, Metric, value_at
 
 _ERRORS_OF_A_TIE = 2
-
-
-class Metric(NamedTuple):
-    """A number of a report that dictionaries are compared by."""
-
-    path: str
-    """In `DictionaryReport`."""
-
-    label: str
-    better: Direction
-
-    def of(self, report: DictionaryReport) -> float | None:
-        """Return its value; None where it is undefined, or was not measured."""
-        found: Any = report
-        for name in self.path.split("."):
-            found = None if found is None else getattr(found, name)
-        return None if found is None or not math.isfinite(found) else float(found)
-
-
-METRICS = (
-    Metric("reconstruction.fvu", "FVU", "lower"),
-    Metric("reconstruction.explained_variance", "explained variance", "higher"),
-    Metric("reconstruction.explained_variance_centered", "EV, centred error", "higher"),
-    Metric("reconstruction.explained_variance_legacy", "EV, legacy", "higher"),
-    Metric("reconstruction.fvu_scalar_mean", "FVU, one mean", "lower"),
-    Metric("reconstruction.fvu_about_zero", "FVU about zero", "lower"),
-    Metric("reconstruction.mse", "MSE", "lower"),
-    Metric("reconstruction.mae", "MAE", "lower"),
-    Metric("reconstruction.cosine_similarity", "cosine", "higher"),
-    Metric("reconstruction.cosine_flat", "cosine, flat", "higher"),
-    Metric("reconstruction.l2_ratio", "L2 ratio", "none"),
-    Metric("reconstruction.relative_reconstruction_bias", "reconstruction bias", "none"),
-    Metric("sparsity.mean_l0", "L0", "none"),
-    Metric("sparsity.mean_l1", "L1", "none"),
-    Metric("feature_utilization.dead_percentage", "dead features, %", "lower"),
-    Metric("feature_utilization.dense_1_percentage", "features above 1 %, %", "none"),
-    Metric("feature_utilization.dense_10_percentage", "features above 10 %, %", "none"),
-    Metric("absorption.score", "decoder redundancy", "lower"),
-    Metric("cosines.max_decoder_cosine.mean", "nearest decoder row, cosine", "lower"),
-    Metric("cosines.encoder_decoder_cosine.mean", "encoder-decoder cosine", "none"),
-    Metric("first_letter_absorption.mean_absorption_fraction", "absorption", "lower"),
-    Metric("loss.ce_recovered", "CE recovered", "higher"),
-    Metric("loss.kl_recovered", "KL recovered", "higher"),
-)
-"""Neither more nor fewer active features are better as such: fewer cost reconstruction."""
 
 
 class Judged(NamedTuple):
@@ -99,7 +54,7 @@ def compare(judged: Sequence[Judged]) -> Comparison:
     """
     _check(judged)
     reports = [each.report for each in judged]
-    metrics = [metric for metric in METRICS if any(metric.of(each) is not None for each in reports)]
+    metrics = [metric for metric in METRICS.values() if _is_known(metric, reports)]
     differences = [
         _difference(metric, pair) for metric in metrics for pair in combinations(judged, 2)
     ]
@@ -126,8 +81,13 @@ def _check(judged: Sequence[Judged]) -> None:
             )
 
 
+def _is_known(metric: Metric, reports: Sequence[DictionaryReport]) -> bool:
+    known = (value_at(each, metric.path) is not None for each in reports)
+    return metric.is_compared and any(known)
+
+
 def _difference(metric: Metric, pair: tuple[Judged, Judged]) -> MetricDifference:
-    values = [metric.of(each.report) for each in pair]
+    values = [value_at(each.report, metric.path) for each in pair]
     names = [each.report.sae.name for each in pair]
     difference = None if values[0] is None or values[1] is None else values[0] - values[1]
     error = None if difference is None else _paired_error(metric, pair)
@@ -166,6 +126,6 @@ def _rank(
         metric=metric.path,
         label=metric.label,
         better=metric.better,
-        values={each.sae.name: metric.of(each) for each in reports},
+        values={each.sae.name: value_at(each, metric.path) for each in reports},
         winner=ahead[0] if ahead else None,
     )

@@ -25,7 +25,7 @@ from actcli.analysis.sae_cosine_maxima import row_maxima
 from actcli.analysis.sae_cosine_pairs import Found, PairSearch, groups
 from actcli.analysis.sae_cosine_rows import Directions, chunks
 from actcli.errors import UsageError
-from actcli.reports.sae_eval import AbsorptionReport, CosinePair, CosineReport, Percentiles
+from actcli.reports.sae_weights import AbsorptionReport, CosinePair, CosineReport, Percentiles
 from actcli.saes.dictionary import Dictionary
 
 _ELEMENTS = 1 << 24
@@ -188,10 +188,6 @@ def _with_float64(W_DO: Tensor) -> Tensor:
     return W_DO.cpu() if W_DO.device.type == "mps" else W_DO
 
 
-def _share(pairs: int, n: int) -> float | None:
-    return pairs / (n * (n - 1) // 2) if n > 1 else None
-
-
 def _redundancy(
     found: Found,
     directions: Directions,
@@ -216,6 +212,10 @@ def _redundancy(
     )
     shares = (_share(count, size) for count, size in zip(above, prefixes, strict=False))
     return Redundancy(report, tuple(shares))
+
+
+def _share(pairs: int, n: int) -> float | None:
+    return pairs / (n * (n - 1) // 2) if n > 1 else None
 
 
 def _listed(found: Found, directions: Directions, group_D: Tensor | None) -> tuple[CosinePair, ...]:

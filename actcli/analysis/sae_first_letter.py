@@ -39,7 +39,7 @@ from actcli.analysis.sae_first_letter_probes import (
     sparse_weights,
 )
 from actcli.errors import SamplesError, UsageError
-from actcli.reports.sae_eval import FirstLetterReport
+from actcli.reports.sae_weights import FirstLetterReport
 from actcli.saes.dictionary import Dictionary, SparseActs
 from actcli.samples.spelling import ALPHABET, Spelling
 

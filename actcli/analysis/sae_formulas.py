@@ -63,8 +63,11 @@ class ClusterSums:
     reconstruction_CK: Floats
     """Columns: `RECONSTRUCTION_SUMS`."""
 
-    residuals_CO: Floats
-    """Sum of e."""
+    residual_means_CO: Floats
+    """Mean of e."""
+
+    residual_squares_C: Floats
+    """Squared distances of e from that mean."""
 
     activity_CK: Floats
     """Columns: `ACTIVITY_SUMS`."""
@@ -159,15 +162,15 @@ def _fvu(sums: ClusterSums) -> Estimate | None:
 
 
 def _centered(sums: ClusterSums) -> Estimate | None:
-    bias_O = sums.residuals_CO.sum(0) / sums.n
-    errors_C = (
-        sums.of("errors") - 2 * sums.residuals_CO @ bias_O + sums.n_C * float(bias_O @ bias_O)
-    )
+    apart_CO = sums.residual_means_CO - sums.n_C @ sums.residual_means_CO / sums.n
+    errors_C = sums.residual_squares_C + sums.n_C * np.einsum("co,co->c", apart_CO, apart_CO)
     return _rest(ratio(errors_C, sums.about(sums.mean_O)))
 
 
 def _legacy(sums: ClusterSums) -> Estimate | None:
-    total, n, by_cluster_C2, gradient_O = sums.legacy
+    if not sums.legacy.is_known:
+        return None
+    total, n, by_cluster_C2, gradient_O, _open = sums.legacy
     moved = ratio(by_cluster_C2[:, 0], by_cluster_C2[:, 1])
     if moved is None:
         return None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from actcli.analysis.sae_clusters import MOST_CLUSTERS, Runs, SampleClusters
 from actcli.analysis.sae_formulas import ClusterSums
+from actcli.analysis.sae_held import HELD_BYTES
 from actcli.analysis.sae_results import (
     PassResult,
     activation_report,
@@ -26,7 +27,7 @@ from actcli.analysis.sae_results import (
     utilization_report,
 )
 from actcli.analysis.sae_sums import ActivitySums, PrefixSums, ReconstructionSums
-from actcli.analysis.sae_targets import HELD_BYTES, TargetChunk, TargetSums
+from actcli.analysis.sae_targets import TargetChunk, TargetSums
 from actcli.errors import UsageError
 from actcli.saes.dictionary import Dictionary, SparseActs
 
@@ -199,12 +200,14 @@ class _OneDictionary:
     def _sums(self, target: TargetSums, clusters: SampleClusters) -> ClusterSums:
         table, (count, width) = target.table, (clusters.count, clusters.width)
         mean_O = table.counts_C @ table.means_CO / table.counts_C.sum()
+        residual_means_CO, residual_squares_C = self._full.residuals.first(count, width)
         return ClusterSums(
             n_C=table.counts_C[:count].copy(),
             means_CO=table.means_CO[:count].copy(),
             squares_C=table.squares_C[:count].copy(),
             reconstruction_CK=self._full.table.first(count, width),
-            residuals_CO=self._full.residuals.first(count, width),
+            residual_means_CO=residual_means_CO,
+            residual_squares_C=residual_squares_C,
             activity_CK=self._activity.table.first(count, width),
             legacy=self._full.legacy.result(target.held, mean_O, clusters=count, width=width),
         )
@@ -215,6 +218,12 @@ class _OneDictionary:
             yield (
                 f"{name}: its target {key} is the same on all {round(sums.n):,} tokens, so there"
                 " is no variance to explain: fvu and explained variance are undefined"
+            )
+        if not sums.legacy.is_known and not sums.is_constant:
+            yield (
+                f"{name}: over {round(sums.n):,} tokens the mean of its target {key} moves too far"
+                " for explained_variance_legacy to be told to a thousandth in one pass, so it is"
+                " null: shuffle the samples, or take fewer tokens"
             )
         if not self._activity.fired_D.any():
             yield f"{name}: no feature fires on any of {round(sums.n):,} tokens"

@@ -14,7 +14,7 @@ from actcli.analysis.sae_clusters import Floats
 from actcli.analysis.sae_formulas import ESTIMATES, OF_SPARSITY, ClusterSums, estimate
 from actcli.analysis.sae_sums import ActivitySums, PrefixSums
 from actcli.reports.base import Histogram
-from actcli.reports.sae_eval import (
+from actcli.reports.sae_metrics import (
     ActivationReport,
     DensityReport,
     PrefixReport,

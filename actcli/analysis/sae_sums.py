@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actcli.analysis.sae_clusters import ClusterTable, Floats, Runs
+from actcli.analysis.sae_clusters import ClusterTable, Floats, Runs, VarianceTable
 from actcli.analysis.sae_legacy import LegacySums
 from actcli.analysis.sae_targets import TargetChunk
 from actcli.saes.dictionary import SparseActs
@@ -59,7 +59,7 @@ class ReconstructionSums:
 
     def __init__(self, width: int, *, most: int) -> None:
         self.table = ClusterTable(sums=len(RECONSTRUCTION_SUMS), most=most)
-        self.residuals = ClusterTable(sums=width, most=most)
+        self.residuals = VarianceTable(width=width, most=most)
         self.legacy = LegacySums(width, most=most)
 
     def add(self, r_NO: Tensor, chunk: TargetChunk, runs: Runs) -> None:
@@ -81,8 +81,15 @@ class ReconstructionSums:
         ]
         values_KN: Floats = torch.stack(rows).cpu().double().numpy()
         self.table.add(runs, runs.sum(values_KN))
-        self.residuals.add(runs, runs.sum_rows(e_NO))
+        self._add_residuals(e_NO, runs)
         self.legacy.add(found.errors_N, chunk, runs)
+
+    def _add_residuals(self, e_NO: Tensor, runs: Runs) -> None:
+        """Sum e about its mean, which may be much larger than its spread; e is lost."""
+        centre_O = e_NO.mean(0)
+        e_NO -= centre_O
+        apart_N = torch.linalg.vector_norm(e_NO, dim=-1).square()
+        self.residuals.add_rows(runs, e_NO, apart_N, centre_O=centre_O.cpu().double().numpy())
 
 
 def _where_defined(values_N: Tensor) -> tuple[Tensor, Tensor]:

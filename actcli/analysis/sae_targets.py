@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actcli.analysis.sae_clusters import Floats, Runs, VarianceTable
+from actcli.analysis.sae_held import HELD_BYTES, HeldTargets
 
-HELD_BYTES = 64 << 20
+_LEAST_SCALE = 0.01
 
 
 class TargetChunk(NamedTuple):
@@ -36,8 +38,14 @@ class TargetChunk(NamedTuple):
     room_NO: Tensor
     """For vectors that are not needed for long: memory that is used again."""
 
-    is_held: bool
-    """Whether the target keeps these tokens for a second look."""
+    numbers_N: NDArray[np.int64]
+    """Which token of all it is."""
+
+    scales_N: Tensor
+    """|t - centre|^2, but no less than a hundredth of the median of the chunk."""
+
+    held: HeldTargets
+    """Tokens that the target keeps for a second look."""
 
 
 class TargetSums:
@@ -46,8 +54,7 @@ class TargetSums:
     def __init__(self, width: int, *, most: int, held_bytes: int = HELD_BYTES) -> None:
         self.table = VarianceTable(width=width, most=most)
         self.n = 0
-        self.held: list[Tensor] = []
-        self._left = held_bytes
+        self.held = HeldTargets(width, held_bytes=held_bytes)
         self._mean_O = np.zeros(width)
         self._rooms = torch.empty(2, 0, width)
 
@@ -57,20 +64,18 @@ class TargetSums:
         mean_O: Floats = t_NO.mean(0).cpu().double().numpy()
         self._mean_O += (mean_O - self._mean_O) * len(t_NO) / self.n
         centre_O = torch.from_numpy(self._mean_O).to(t_NO)
-        chunk = self._chunk(t_NO, centre_O)
-        shifts_SO = runs.sum_rows(chunk.centred_NO) / runs.counts_S[:, None]
-        apart_S = runs.sum(chunk.apart_N.cpu().double().numpy()[None])[:, 0]
-        squares_S = apart_S - runs.counts_S * np.einsum("so,so->s", shifts_SO, shifts_SO)
-        self.table.add(runs, chunk.centre_O + shifts_SO, np.maximum(squares_S, 0))
+        chunk = self._chunk(t_NO, centre_O, runs)
+        self.table.add_rows(runs, chunk.centred_NO, chunk.apart_N, centre_O=chunk.centre_O)
         return chunk
 
-    def _chunk(self, t_NO: Tensor, centre_O: Tensor) -> TargetChunk:
+    def _chunk(self, t_NO: Tensor, centre_O: Tensor, runs: Runs) -> TargetChunk:
         if self._rooms.shape[1] < len(t_NO):
             self._rooms = t_NO.new_empty(2, *t_NO.shape)
         room_NO, centred_NO = self._rooms[:, : len(t_NO)]
         torch.sub(t_NO, centre_O, out=centred_NO)
         norms_N = torch.linalg.vector_norm(t_NO, dim=-1)
         apart_N = torch.linalg.vector_norm(centred_NO, dim=-1).square()
+        scales_N = apart_N.clamp(min=_LEAST_SCALE * float(apart_N.median()))
         return TargetChunk(
             t_NO=t_NO,
             squares_N=norms_N.square(),
@@ -79,12 +84,7 @@ class TargetSums:
             centred_NO=centred_NO,
             apart_N=apart_N,
             room_NO=room_NO,
-            is_held=self._hold(t_NO),
+            numbers_N=self.held.add(t_NO, scales_N, runs),
+            scales_N=scales_N,
+            held=self.held,
         )
-
-    def _hold(self, t_NO: Tensor) -> bool:
-        """Keep the first tokens, as long as there is room; later ones never, for simplicity."""
-        self._left -= t_NO.nbytes
-        if self._left >= 0:
-            self.held.append(t_NO.clone())
-        return self._left >= 0

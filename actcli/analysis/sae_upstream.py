@@ -144,6 +144,49 @@ class UpstreamPass:
         return torch.tensor(mean, dtype=self._dtype).item()
 
 
+def upstream_absorption(
+    W_dec_DO: Tensor, *, most_rows: int = MOST_ROWS, seed: int = _SEED
+) -> dict[str, Any]:
+    """Count ordered pairs of decoder rows with |cosine| > 0.9, divided by n * (n - 1).
+
+    Args:
+        W_dec_DO: decoder (D, O); rows are normalised in its dtype, then compared in float32.
+        most_rows: of more rows, so many are drawn.
+        seed: of that draw.
+    """
+    rows_DO = F.normalize(W_dec_DO, dim=-1).float()
+    if len(rows_DO) > most_rows:
+        drawn = torch.randperm(len(rows_DO), generator=torch.Generator().manual_seed(seed))
+        rows_DO = rows_DO[drawn[:most_rows].to(rows_DO.device)]
+    n, above = len(rows_DO), 0
+    for start in range(0, n, _ROWS_AT_ONCE):
+        cosines = (rows_DO[start : start + _ROWS_AT_ONCE] @ rows_DO.T).abs()
+        cosines.diagonal(start).zero_()
+        above += int((cosines > ABSORPTION_THRESHOLD).sum())
+    return {
+        "score": above / max(1, n * (n - 1)),
+        "pairs_above_threshold": above,
+        "threshold": ABSORPTION_THRESHOLD,
+    }
+
+
+def upstream_comparison(ours: dict[str, Any], google: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of that program's `comparison.json`, for two of `metrics()`.
+
+    Differences are ours minus the other's. As there, a tie goes to the other side; where a number
+    is missing, difference and winner are None, where there the other side wins.
+    """
+    found: dict[str, Any] = {}
+    for name, group, key, sign in _COMPARED:
+        first, second = ours[group][key], google[group][key]
+        known = first is not None and second is not None
+        found[f"{name}_difference"] = first - second if known else None
+        winner = "ours" if known and sign * first > sign * second else "google"
+        found[f"{name}_winner"] = winner if known else None
+    summary = {"interpretation": _INTERPRETATION}
+    return {"summary": summary, "ours": ours, "google": google, "comparison": found}
+
+
 class _Forward:
     """Features and reconstruction, dense, every step of it in one dtype."""
 
@@ -212,49 +255,6 @@ def _sparsity(counts_C: Tensor) -> dict[str, float | None]:
         "median_l0": float(median),
         "l0_std": math.sqrt(squares / (n - 1)) if n > 1 else None,
     }
-
-
-def upstream_absorption(
-    W_dec_DO: Tensor, *, most_rows: int = MOST_ROWS, seed: int = _SEED
-) -> dict[str, Any]:
-    """Count ordered pairs of decoder rows with |cosine| > 0.9, divided by n * (n - 1).
-
-    Args:
-        W_dec_DO: decoder (D, O); rows are normalised in its dtype, then compared in float32.
-        most_rows: of more rows, so many are drawn.
-        seed: of that draw.
-    """
-    rows_DO = F.normalize(W_dec_DO, dim=-1).float()
-    if len(rows_DO) > most_rows:
-        drawn = torch.randperm(len(rows_DO), generator=torch.Generator().manual_seed(seed))
-        rows_DO = rows_DO[drawn[:most_rows].to(rows_DO.device)]
-    n, above = len(rows_DO), 0
-    for start in range(0, n, _ROWS_AT_ONCE):
-        cosines = (rows_DO[start : start + _ROWS_AT_ONCE] @ rows_DO.T).abs()
-        cosines.diagonal(start).zero_()
-        above += int((cosines > ABSORPTION_THRESHOLD).sum())
-    return {
-        "score": above / max(1, n * (n - 1)),
-        "pairs_above_threshold": above,
-        "threshold": ABSORPTION_THRESHOLD,
-    }
-
-
-def upstream_comparison(ours: dict[str, Any], google: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of that program's `comparison.json`, for two of `metrics()`.
-
-    Differences are ours minus the other's. As there, a tie goes to the other side; where a number
-    is missing, difference and winner are None, where there the other side wins.
-    """
-    found: dict[str, Any] = {}
-    for name, group, key, sign in _COMPARED:
-        first, second = ours[group][key], google[group][key]
-        known = first is not None and second is not None
-        found[f"{name}_difference"] = first - second if known else None
-        winner = "ours" if known and sign * first > sign * second else "google"
-        found[f"{name}_winner"] = winner if known else None
-    summary = {"interpretation": _INTERPRETATION}
-    return {"summary": summary, "ours": ours, "google": google, "comparison": found}
 
 
 def _defined(value: float) -> float | None:

@@ -81,6 +81,29 @@ class TokenRules:
                     f"--exclude-positions {first}-{last} runs backwards; give the lower end first"
                 )
 
+    def check_known(self, *, ids_known: bool, has_samples: bool) -> None:
+        """Refuse rules that nothing can be said of: they would leave out other tokens than meant.
+
+        Args:
+            ids_known: whether the tokens have ids.
+            has_samples: whether it is known where a sample begins.
+
+        Raises:
+            UsageError: rules on positions, or on first tokens, of rows that have none.
+        """
+        if has_samples:
+            return
+        option = "--exclude-positions" if self._has_positions else None
+        if self.exclude_first and not (ids_known and self.bos_ids):
+            option = "--exclude-bos"
+        if option is not None:
+            raise UsageError(
+                f"{option} needs to know where samples begin, and these are rows of tokens one "
+                f"after another; expected activations (samples, tokens, d), or a mask or token_ids "
+                f"(samples, tokens) beside them: dump texts, leave such rows out before, or leave "
+                f"out very long tokens with --max-norm-multiple 10"
+            )
+
     def keep(self, places: Places) -> NDArray[np.bool_]:
         """Return which places count (P,), as far as that can be told without activations.
 
@@ -153,13 +176,13 @@ class TokenRules:
         return ",".join(map(str, self.exclude_positions))
 
 
-def _listed(noun: str, ids: tuple[int, ...]) -> str:
-    more = f", ... ({len(ids)} in all)" if len(ids) > _MOST_IDS else ""
-    plural = "s" if len(ids) > 1 else ""
-    return f"{noun}{plural} {', '.join(map(str, ids[:_MOST_IDS]))}{more}"
-
-
 def split_place(place: str) -> tuple[str, int | None]:
     """Split `mlp_input.4` into name and layer, which is None where no number stands at the end."""
     found = _NUMBERED.fullmatch(place)
     return (place, None) if found is None else (found[1], int(found[2]))
+
+
+def _listed(noun: str, ids: tuple[int, ...]) -> str:
+    more = f", ... ({len(ids)} in all)" if len(ids) > _MOST_IDS else ""
+    plural = "s" if len(ids) > 1 else ""
+    return f"{noun}{plural} {', '.join(map(str, ids[:_MOST_IDS]))}{more}"

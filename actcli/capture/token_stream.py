@@ -14,29 +14,43 @@ from actcli.capture.token_rules import TokenRules
 from actcli.capture.token_stream_count import TokenBatch
 from actcli.capture.token_stream_dump import open_dumped_tokens
 from actcli.capture.token_stream_model import open_model_tokens
-from actcli.reports.sae_eval import TokenSet
+from actcli.reports.sae_subject import TokenSet
 
 __all__ = ["TokenBatch", "TokenRules", "TokenStream", "open_dumped_tokens", "open_model_tokens"]
 
 
 class TokenStream(Protocol):
-    """Tokens with their activations.
+    """Tokens with their activations."""
 
-    Attributes:
-        name: the dump, or the model and its samples.
-        model: what the model is called, where that is known.
-        places: site (or key of the dump) and layer of each key that was asked for.
-        widths: numbers per token of each key.
-        n_samples: how many samples there are.
-        n_tokens: at most so many tokens will be counted.
-    """
+    @property
+    def name(self) -> str:
+        """The dump, or the model and its samples."""
+        ...
 
-    name: str
-    model: str | None
-    places: Mapping[str, tuple[str, int | None]]
-    widths: Mapping[str, int]
-    n_samples: int
-    n_tokens: int
+    @property
+    def model(self) -> str | None:
+        """What the model is called, where that is known."""
+        ...
+
+    @property
+    def places(self) -> Mapping[str, tuple[str, int | None]]:
+        """Site (or key of the dump) and layer of each key that was asked for."""
+        ...
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Numbers per token of each key."""
+        ...
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples there are."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """At most so many tokens will be counted."""
+        ...
 
     def batches(self) -> Iterator[TokenBatch]:
         """Yield the tokens that count; each batch is valid until the next. May be asked again."""

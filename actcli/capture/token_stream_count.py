@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actcli.capture.token_rules import Places, TokenRules
 from actcli.errors import ActcliError, DumpError, UsageError
-from actcli.reports.sae_eval import TokenSet
+from actcli.reports.sae_subject import TokenSet
 
 MEDIAN_TOKENS = 4096
 """Over the lengths of so many tokens, the first that count otherwise, the median is taken."""

@@ -20,7 +20,7 @@ from actcli.capture.token_rules import TokenRules, split_place
 from actcli.capture.token_stream_count import Piece, TokenBatch, TokenCount
 from actcli.capture.token_stream_grid import TokenGrid, find_grid
 from actcli.errors import DumpError, UsageError
-from actcli.reports.sae_eval import TokenSet
+from actcli.reports.sae_subject import TokenSet
 from actcli.store.reader import Dump, StoredTensor, numpy_dtype, open_dump
 
 PIECE_BYTES = 32 << 20
@@ -87,6 +87,7 @@ class DumpedTokens:
         self.n_tokens = n_real if rules.most_tokens is None else min(n_real, rules.most_tokens)
         self._dump, self._columns, self._grid = dump, columns, grid
         self._rules, self._normed, self._device = rules, normed, device
+        rules.check_known(ids_known=grid.ids is not None, has_samples=grid.has_samples)
         self._count = self._new_count()
 
     def batches(self) -> Iterator[TokenBatch]:

@@ -20,9 +20,9 @@ from actcli.capture.token_rules import Places, TokenRules, split_place
 from actcli.capture.token_stream_count import Piece, TokenBatch, TokenCount
 from actcli.errors import CaptureError, UsageError, nearest
 from actcli.models.adapter import ModelAdapter
-from actcli.reports.sae_eval import TokenSet
-from actcli.samples.batching import count_tokens, plan_batches
-from actcli.samples.source import SampleBatch, SampleSource, as_index
+from actcli.reports.sae_subject import TokenSet
+from actcli.samples.batching import batch_lengths, count_tokens, plan_batches
+from actcli.samples.source import SampleBatch, SampleSource
 from actcli.samples.token_rows import PADDING
 from actcli.sites import MODULE_PREFIX, SITES, find_site
 
@@ -47,7 +47,7 @@ class ModelTokens:
     ) -> None:
         """Args as planned; `open_model_tokens` plans them."""
         self.model = adapter.files.source.init
-        self.name = f"{self.model} on {len(samples)} samples"
+        self.name = self.model
         self.places = places
         sites = {each.key: each for each in plan.sites}
         self.widths = {key: sites[site].point_shape[-1] for key, (site, _) in places.items()}
@@ -199,11 +199,9 @@ def batch_places(samples: SampleSource, batch: SampleBatch) -> Places:
     """Describe the places of a batch, padding included."""
     rows_B = np.asarray(batch.rows, dtype=np.int64)
     width = batch.inputs["tokens"].shape[1]
-    lengths_B = (
-        np.full(len(rows_B), width, dtype=np.int64)
-        if samples.lengths is None
-        else samples.lengths[as_index(batch.rows)]
-    )
+    lengths_B = batch_lengths(samples, batch.rows)
+    if lengths_B is None:
+        lengths_B = np.full(len(rows_B), width, dtype=np.int64)
     positions_P = np.tile(np.arange(width), len(rows_B))
     lengths_P = np.repeat(lengths_B, width)
     ids_BT = batch.stored.get(_TOKEN_IDS)

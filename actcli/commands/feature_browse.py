@@ -86,9 +86,14 @@ def find_experiments(root: Path) -> "Iterator[Experiment]":
 def _only(experiments: "list[Experiment]", field: str, wanted: str | int) -> "list[Experiment]":
     kept = [each for each in experiments if getattr(each, field) == wanted]
     if experiments and not kept:
-        known = {str(getattr(each, field)) for each in experiments}
+        known = {str(getattr(each, field)) for each in experiments} - {"None"}
         word = "experiment" if field == "name" else field
-        raise UsageError(f"there is no {word} {wanted}; {nearest(str(wanted), known - {'None'})}")
+        if not known:
+            raise UsageError(
+                f"no folder here says its {word}: expected <model>/layer<L>/<experiment>; leave "
+                f"out --{word} to see all {len(experiments)}"
+            )
+        raise UsageError(f"there is no {word} {wanted}; {nearest(str(wanted), known)}")
     return kept
 
 

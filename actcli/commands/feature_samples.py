@@ -1,4 +1,4 @@
-"""`sae-eval --samples`, `--report` and `--rich`: a dictionary's activation samples as files.
+"""`sae-eval --samples`: a dictionary's activation samples as files.
 
 The folder has the layout of the Matryoshka program's `activation_samples`, so that either program
 reads what the other wrote: `feature_00042_samples.json` of each feature, `collection_summary.json`
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actcli.terminal.console import Output
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from actcli.analysis.feature_samples import TopSamples
     from actcli.capture.token_stream import TokenStream
     from actcli.reports.feature_samples import FeatureRecord, SamplesSummary
-    from actcli.reports.sae_eval import DictionaryDescription
+    from actcli.reports.sae_subject import DictionaryDescription
     from actcli.saes.dictionary import SparseActs
     from actcli.samples.tokenizer import TextTokenizer
 
@@ -27,7 +25,7 @@ Similar = Callable[[Sequence[int], int], Sequence[Sequence[tuple[int, float]]]]
 """For features and a number n, the n features nearest to each, nearest first, with cosines:
 `sae_cosines.nearest_features` of the decoder."""
 
-PAGE, REPORT = "features.html", "interpretability_report.md"
+PAGE = "features.html"
 
 _DENSE_NUMBERS = 1 << 24  # features of the tokens that are encoded at once
 
@@ -188,104 +186,3 @@ def read_contexts(
             acts = encode(batch.acts[x][rows])
             contexts.add(acts, batch.samples_N[rows], batch.positions_N[rows])
     return contexts
-
-
-def report_samples(folder: Path, *, output: Output, force: bool = False) -> Path:
-    """Write `interpretability_report.md` into a folder of samples.
-
-    Args:
-        folder: samples of this program or of the Matryoshka program; or a run that holds them.
-        output: where it is told.
-        force: whether a report that is there is replaced.
-
-    Returns:
-        The file.
-
-    Raises:
-        SamplesError: there are no samples, or they are damaged.
-        DumpError: the file exists.
-    """
-    from actcli.render.feature_files import open_folder
-    from actcli.render.feature_markdown import features_markdown
-    from actcli.render.records import check_report_target, write_file
-
-    samples = open_folder(folder)
-    path = samples.path / REPORT
-    check_report_target(path, force=force)
-    write_file(path, features_markdown(samples).encode())
-    output.note(f"wrote {path}")
-    return path
-
-
-def page_samples(folder: Path, *, output: Output, force: bool = False) -> Path:
-    """Write `features.html` into a folder of samples, such as one of the Matryoshka program.
-
-    Args:
-        folder: as of `report_samples`.
-        output: where it is told.
-        force: whether a page that is there is replaced.
-
-    Returns:
-        The file.
-
-    Raises:
-        SamplesError: there are no samples, or they are damaged.
-        DumpError: the file exists.
-    """
-    from actcli.render.feature_files import open_folder
-    from actcli.render.feature_page import feature_page
-    from actcli.render.records import check_report_target, write_file
-
-    samples = open_folder(folder)
-    path = samples.path / PAGE
-    check_report_target(path, force=force)
-    page = feature_page(samples.every(), samples.summary, title=f"Features of {samples.name}")
-    write_file(path, page.html.encode())
-    output.note(f"wrote {path}")
-    return path
-
-
-def export_rich(
-    folder: Path,
-    path: Path,
-    *,
-    output: Output,
-    features: Sequence[int] = (),
-    n_samples: int | None = None,
-    force: bool = False,
-) -> int:
-    """Write the samples as rich examples, ready for a prompt that asks what a feature means.
-
-    A line of JSON for each feature: `{"feature": 42, "examples": [{"raw": ..., "marked": ...,
-    "max_activation": ...}]}`, where `marked` has each active token as `<<<token (act: 1.25)>>>`.
-
-    Args:
-        folder: as of `report_samples`.
-        path: a .jsonl file.
-        output: where it is told.
-        features: these; all that the folder has, if none is given.
-        n_samples: examples of each feature at most.
-        force: whether a file that is there is replaced.
-
-    Returns:
-        How many features were written.
-
-    Raises:
-        SamplesError: there are no samples, they are damaged, or have no texts.
-        UsageError: the folder does not have a feature, or the name does not end in .jsonl.
-        DumpError: the file exists.
-    """
-    from actcli.errors import UsageError
-    from actcli.render.feature_files import open_folder
-    from actcli.render.feature_rich import rich_lines
-    from actcli.render.records import check_report_target, write_file
-
-    if path.suffix != ".jsonl":
-        raise UsageError(f"{path}: expected a name ending in .jsonl")
-    samples = open_folder(folder)
-    check_report_target(path, force=force)
-    records = samples.several(features) if features else samples.every()
-    lines = list(rich_lines(records, n_samples=n_samples))
-    write_file(path, "".join(f"{line}\n" for line in lines).encode())
-    output.note(f"wrote {len(lines)} features as rich examples to {path}")
-    return len(lines)

@@ -7,15 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actcli.commands.feature_browse import browse_folders
 from actcli.errors import UsageError
 from actcli.terminal.console import Output
 
 if TYPE_CHECKING:
     from actcli.render.feature_files import SamplesFolder
     from actcli.reports.feature_samples import FeatureLine, FeatureRecord
-
-__all__ = ["Ask", "browse_folders", "terminal_ask", "view_samples"]
 
 Ask = Callable[[str], str]
 

@@ -68,6 +68,8 @@ def failures(
     checks: Iterable[tuple[Check, str]], reports: Iterable["DictionaryReport"]
 ) -> Iterator[str]:
     """Say of each check that does not hold for a dictionary what was found."""
+    from actcli.reports.sae_glossary import value_at
+
     reports = list(reports)
     for check, path in checks:
         for report in reports:
@@ -76,14 +78,6 @@ def failures(
                 yield f"{report.sae.name}: {path} is not defined, expected {check}"
             elif not _HOLDS[check.sign](value, check.bound):
                 yield f"{report.sae.name}: {path} is {value:.6g}, expected {check}"
-
-
-def value_at(report: "BaseModel", path: str) -> float | None:
-    """Return the number at a path of a report; None where there is none."""
-    found: Any = report
-    for name in path.split("."):
-        found = None if found is None else getattr(found, name)
-    return None if found is None else float(found)
 
 
 def _find(metric: str, known: list[str]) -> str:

@@ -6,21 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actcli import builtin
 from actcli.commands.sae_places import is_transcoder
+from actcli.errors import ModelError
 
 if TYPE_CHECKING:
     from actcli.analysis.loss_recovered import LossResult
     from actcli.analysis.sae_cosines import Redundancy
     from actcli.analysis.sae_results import PassResult
     from actcli.commands.sae_setup import SaeSetup
-    from actcli.reports.sae_eval import (
-        CosineReport,
-        DictionaryDescription,
-        DictionaryReport,
-        FirstLetterReport,
-        PrefixReport,
-        TokenSet,
-    )
+    from actcli.reports.sae_eval import DictionaryReport
+    from actcli.reports.sae_metrics import PrefixReport
+    from actcli.reports.sae_subject import DictionaryDescription, TokenSet
+    from actcli.reports.sae_weights import CosineReport, FirstLetterReport
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,13 @@ def describe_all(setup: "SaeSetup", found: Found) -> "list[DictionaryReport]":
 
 def describe_dictionary(setup: "SaeSetup", index: int) -> "DictionaryDescription":
     """Say which dictionary it is."""
-    from actcli.reports.sae_eval import DictionaryDescription
+    from actcli.reports.sae_subject import DictionaryDescription
 
     dictionary, keys = setup.dictionaries[index], setup.keys[index]
     origin = dictionary.origin
     return DictionaryDescription(
         name=origin.name,
-        path=str(origin.path),
+        path=told_path(origin.path),
         format=origin.format,
         architecture=origin.architecture,
         kind="transcoder" if is_transcoder(dictionary) or keys.x != keys.y else "sae",
@@ -73,6 +71,15 @@ def describe_dictionary(setup: "SaeSetup", index: int) -> "DictionaryDescription
         prefixes=dictionary.prefixes,
         notes=origin.notes,
     )
+
+
+def told_path(path: Path) -> str:
+    """Return a path as a user knows it: of a built-in dictionary its name, demo://NAME."""
+    for each in builtin.DICTIONARIES:
+        folder = builtin.find_builtin(each, holding="README.md", error=ModelError)
+        if path.is_relative_to(folder):
+            return each
+    return str(path)
 
 
 def _report(setup: "SaeSetup", found: Found, index: int) -> "DictionaryReport":

@@ -191,7 +191,8 @@ class SaeEvalConfig(
             raise ValueError("--feature says which features, --top-features how many: give one")
         if self.rich is not None and self.n_dictionaries > 1:
             raise ValueError(
-                "--rich takes the samples of one dictionary: use --view DIR afterwards"
+                f"--rich takes the samples of one dictionary, and there are {self.n_dictionaries}: "
+                f"export those of each afterwards, with --view {self.samples}/NAME --rich FILE"
             )
         if self.rich is not None and self.rich.suffix != ".jsonl":
             raise ValueError(f"--rich {self.rich}: expected a name ending in .jsonl")

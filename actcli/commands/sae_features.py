@@ -27,7 +27,8 @@ def write_all_samples(setup: "SaeSetup", tops: "list[TopSamples]", output: Outpu
     Returns:
         The folders, and the file of rich examples.
     """
-    from actcli.commands.feature_samples import SamplesOptions, export_rich, write_samples
+    from actcli.commands.feature_reports import export_rich
+    from actcli.commands.feature_samples import SamplesOptions, write_samples
 
     config = setup.config
     options = SamplesOptions(
@@ -87,8 +88,10 @@ def sample_folders(config: "SaeEvalConfig", names: tuple[str, ...]) -> list[Path
 
 def read_samples(config: "SaeEvalConfig", output: Output) -> None:
     """Show or report the samples of a folder, or list folders."""
-    from actcli.commands.feature_samples import PAGE, export_rich, page_samples, report_samples
-    from actcli.commands.feature_view import browse_folders, view_samples
+    from actcli.commands.feature_browse import browse_folders
+    from actcli.commands.feature_reports import export_rich, page_samples, report_samples
+    from actcli.commands.feature_samples import PAGE
+    from actcli.commands.feature_view import terminal_ask, view_samples
 
     if config.browse is not None:
         browse_folders(config.browse, output=output, layer=config.layer)
@@ -115,6 +118,7 @@ def read_samples(config: "SaeEvalConfig", output: Output) -> None:
             features=config.feature,
             find=config.find,
             n_samples=config.top_contexts,
+            ask=terminal_ask(json_output=config.json_output),
         )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from actcli.errors import ActcliError, reason
+from actcli.errors import ActcliError, DumpError, reason
 
 if TYPE_CHECKING:
     from actcli.commands.sae_eval import SaeEvalConfig
@@ -36,6 +36,10 @@ class SaeTargets:
         from actcli.render.records import check_report_target
 
         found = cls(_folder(config), config.output, config.n_dictionaries > 1)
+        if found.main is not None and found.main.exists() and not config.force:
+            raise DumpError(
+                f"{found.main} exists: choose another --output-dir, or --force to replace it"
+            )
         for path in (found.main, config.output, config.rich):
             if path is not None:
                 check_report_target(path, force=config.force)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actcli import builtin
 from actcli.commands.sae_places import Keys, asked_key, find_keys, with_scope_places
 from actcli.commands.sae_source import TokenSource, open_source
 from actcli.errors import UsageError
@@ -133,8 +132,7 @@ def _open(
     name = config.name[index] if config.name else None
     if name is None and config.google_dir is not None and len(config.checkpoint) == 1:
         name = _OURS
-    found = open_dictionary(spec, options, name=name, device=str(device))
-    return with_scope_places(found, None) if spec == builtin.GEMMA_SCOPE else found
+    return open_dictionary(spec, options, name=name, device=str(device))
 
 
 def _open_google(
@@ -238,9 +236,9 @@ def _note_keys(
     keys: Sequence[Keys],
     output: Output,
 ) -> None:
-    """Tell what was taken from the dictionaries' own configurations."""
+    """Tell what was not asked for: by the dictionaries' own files, or taken for granted."""
     for each, (x, y) in zip(dictionaries, keys, strict=True):
         own = [f"reads {x}"] if not config.x else []
         own += [f"its target is {y}"] if not config.y and x != y else []
         if own:
-            output.note(f"{each.origin.name} by its own files: {', '.join(own)}")
+            output.note(f"{each.origin.name} {', '.join(own)}")

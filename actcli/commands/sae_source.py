@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from actcli import builtin
 from actcli.commands.text_options import open_text_samples
@@ -98,10 +98,9 @@ class DumpSource:
         from actcli.capture.token_stream import open_dumped_tokens
 
         rules = _stopping(self.rules, most_tokens)
-        opened = open_dumped_tokens(
+        return open_dumped_tokens(
             self.dump, keys=keys, rules=rules, normed=normed, device=self.device
         )
-        return cast("TokenStream", opened)
 
 
 @dataclass
@@ -153,7 +152,7 @@ class ModelSource:
         """Prepare to run the model."""
         from actcli.capture.token_stream import open_model_tokens
 
-        opened = open_model_tokens(
+        return open_model_tokens(
             self.adapter,
             self.texts.samples,
             places=keys,
@@ -162,7 +161,6 @@ class ModelSource:
             normed=normed,
             device=self.device,
         )
-        return cast("TokenStream", opened)
 
 
 def open_source(

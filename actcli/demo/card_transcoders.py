@@ -109,7 +109,8 @@ _GEMMA_SCOPE_FILES = """\
 `layer_4/width_1k/average_l0_*/params.npz`: float32 arrays `W_enc` (read, features), `b_enc`,
 `W_dec` (features, written), `b_dec` and `threshold` (features): `h = x @ W_enc + b_enc`, `a = h`
 where it is above its threshold, else 0, `y = a @ W_dec + b_dec`. The number in the folder's name is
-the mean L0 of the table above, rounded."""
+the mean L0 of the table above, rounded. `config.json` beside it says where it reads and writes,
+which no file of Gemma Scope 1 does."""
 
 _LIMITS = """\
 The sentences come from templates, so fresh ones are much like those of the training, and some are

@@ -20,12 +20,7 @@ import torch
 from actcli.builtin import TEXT_MODEL
 from actcli.demo.card_transcoders import gemma_scope_card, matryoshka_card
 from actcli.demo.measure_transcoders import TranscoderFigures, measure_transcoder
-from actcli.demo.transcoders_files import (
-    read_gemma_scope,
-    read_run_folder,
-    write_gemma_scope,
-    write_run_folder,
-)
+from actcli.demo.transcoders_files import write_gemma_scope, write_run_folder
 from actcli.demo.transcoders_tokens import (
     GAINED,
     LAYER,
@@ -35,6 +30,7 @@ from actcli.demo.transcoders_tokens import (
     capture_tokens,
 )
 from actcli.demo.transcoders_train import Recipe, Trained, train_jumprelu, train_matryoshka
+from actcli.saes import open_dictionary
 
 log = logging.getLogger("train_facts_transcoders")
 
@@ -43,6 +39,8 @@ MATRYOSHKA, GEMMA_SCOPE = "facts-matryoshka", "facts-gemma-scope"
 MEASURE_SEED, N_MEASURED_SENTENCES = 1_000_001, 8_000
 STORED = torch.bfloat16
 """The Matryoshka transcoder's dtype; the other's is float32, as the format has it."""
+
+_TOKENS_AT_ONCE = 4096
 
 
 def main() -> None:
@@ -83,20 +81,20 @@ def store_matryoshka(
         training_log=_training_log(trained, n_steps=recipe.n_steps),
     )
     return measure_transcoder(
-        read_run_folder(folder),
+        open_dictionary(str(folder)),
         fresh.sites[GAINED],
         fresh.sites[WRITTEN],
         is_bos_N=fresh.is_bos_N,
-        prefix_sizes=recipe.prefix_sizes,
     )
 
 
 def store_jumprelu(folder: Path, trained: Trained, *, fresh: Tokens) -> TranscoderFigures:
     """Write a Gemma Scope folder, named by the L0 on fresh tokens, and measure what it holds."""
     x_NH, y_NO = fresh.sites[NORMED], fresh.sites[WRITTEN]
-    figures = measure_transcoder(trained.weights, x_NH, y_NO, is_bos_N=fresh.is_bos_N)
-    write_gemma_scope(folder, trained.weights, layer=LAYER, mean_l0=figures.mean_l0)
-    return measure_transcoder(read_gemma_scope(folder), x_NH, y_NO, is_bos_N=fresh.is_bos_N)
+    parts = torch.split(x_NH, _TOKENS_AT_ONCE)
+    n_active = sum(int((trained.weights.acts(part.float()) > 0).sum()) for part in parts)
+    write_gemma_scope(folder, trained.weights, layer=LAYER, mean_l0=n_active / len(x_NH))
+    return measure_transcoder(open_dictionary(str(folder)), x_NH, y_NO, is_bos_N=fresh.is_bos_N)
 
 
 def _config(recipe: Recipe, *, seed: int, width: int) -> dict[str, Any]:

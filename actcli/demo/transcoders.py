@@ -38,10 +38,6 @@ class Weights(NamedTuple):
         h_ND = x_NH @ self.W_enc_HD + self.b_enc_D
         return h_ND * (h_ND > self.threshold)
 
-    def decode(self, acts_ND: Tensor, *, n_features: int | None = None) -> Tensor:
-        """Return what the first features write (N, O); None for all of them."""
-        return acts_ND[:, :n_features] @ self.W_dec_DO[:n_features] + self.b_dec_O
-
 
 class Transcoder(torch.nn.Module):
     """What learns: encoder and decoder, the decoder's rows of norm 1."""

@@ -1,8 +1,6 @@
-"use strict";
 // A feature: {feature, max, density, activations, numbers, histogram, similar, samples}; the texts of a
 // sample are pieces of its context, each with the activation there, null where it is not known.
 
-const at = id => document.getElementById(id);
 const data = JSON.parse(at("data").textContent);
 const features = JSON.parse(at("features").textContent);
 const byNumber = new Map(features.map(each => [each.feature, each]));
@@ -15,20 +13,6 @@ const ORDERS = {
 };
 const frequency = each => each.density ?? each.activations;
 const state = { shown: [], current: null };
-
-function make(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
-}
-
-function draw(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-}
-
-function filled(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 // Words
 
@@ -183,11 +167,6 @@ function showHash() {
     if (feature !== state.current) show(feature);
   } else if (features.length) show(state.shown[0] ?? features[0]);
   else document.querySelector("article").hidden = true;
-}
-
-function isDark() {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 const nameTheme = () => { at("theme").textContent = isDark() ? "Light theme" : "Dark theme"; };

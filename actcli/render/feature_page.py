@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from actcli.render.lens_tokens import escaped
-from actcli.render.pages import fill_page, json_in_html, part_of_page
+from actcli.render.pages import fill_page, json_in_html, part_of_page, those_that_fit
 from actcli.reports.feature_pieces import pieces_of
 from actcli.reports.feature_samples import FeatureRecord, FeatureSample, SamplesSummary
 
@@ -42,14 +42,8 @@ def feature_page(
     Returns:
         a whole HTML document, which says itself how many were left out.
     """
-    shown: list[str] = []
-    room = max_bytes
-    for record in records:
-        text = json_in_html(_feature(record))
-        room -= len(text)
-        if shown and room < 0:
-            break
-        shown.append(text)
+    texts = (json_in_html(_feature(record)) for record in records)
+    shown = those_that_fit(texts, most=max_bytes)
     data = {"about": _about(summary), "leftOut": len(records) - len(shown)}
     page = fill_page(
         "feature_page.html",

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,29 @@ def fill_page(template: str, **parts: str) -> str:
 
     Args:
         template: a file beside this module.
-        parts: HTML as it stands; `base`, the shared style, is there already.
+        parts: HTML as it stands; `base`, the shared style, and `helpers`, the shared script, are
+            there already, and so is `head`, which takes the `title` and opens the style.
     """
-    parts = {"base": part_of_page("page_base.css"), **parts}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part_of_page(template))
+    shared = {"base": part_of_page("page_base.css"), "helpers": part_of_page("page_helpers.js")}
+    parts = {**shared, **parts}
+    whole = part_of_page(template).replace("{{head}}", part_of_page("page_head.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], whole)
 
 
 def part_of_page(name: str) -> str:
     """Return the text of a file beside this module."""
     return (_FOLDER / name).read_text(encoding="utf-8").rstrip()
+
+
+def those_that_fit(texts: Iterable[str], *, most: int) -> list[str]:
+    """Return the first texts that are not longer than `most` together, but never none of them."""
+    taken: list[str] = []
+    for text in texts:
+        most -= len(text)
+        if taken and most < 0:
+            break
+        taken.append(text)
+    return taken
 
 
 def numbers_in_json(numbers: NDArray[Any]) -> str:

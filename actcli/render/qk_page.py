@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcli.render.lens_tokens import escaped
-from actcli.render.pages import fill_page, json_in_html, numbers_in_json
+from actcli.render.pages import fill_page, json_in_html, numbers_in_json, those_that_fit
 from actcli.render.qk_figure import pair_looks
 from actcli.render.qk_view import QkView
 from actcli.reports.qk import QkReport
@@ -52,14 +52,7 @@ def qk_page(
     Returns:
         a whole HTML document, which says itself how many were left out.
     """
-    shown: list[str] = []
-    room = max_bytes
-    for view in views:
-        text = json_in_html(_view_data(view))
-        room -= len(text)
-        if shown and room < 0:
-            break
-        shown.append(text)
+    shown = those_that_fit((json_in_html(_view_data(view)) for view in views), most=max_bytes)
     n_left_out = n_more + len(views) - len(shown)
     page = fill_page(
         "qk_page.html",

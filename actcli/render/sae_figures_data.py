@@ -11,15 +11,16 @@ import numpy as np
 
 from actcli.reports.base import Histogram
 from actcli.reports.sae_eval import DictionaryReport
+from actcli.reports.sae_glossary import METRICS
 
 L0_LABEL = "L0: active features of a token"
 L0_HEIGHT = "share of tokens per unit of L0"
-DENSITY_LABEL = "log10 of the density: share of tokens on which a feature fires"
+DENSITY_LABEL = "log10 of the share of tokens on which it fires"
 DENSITY_HEIGHT = "share of features per decade"
 FVU_LABEL = "FVU (standard definition)"
-MEAN_L0_LABEL = "mean L0"
+MEAN_L0_LABEL = METRICS["sparsity.mean_l0"].label
 SIZE_LABEL = "features of the nested part"
-REDUNDANCY_LABEL = "decoder redundancy"
+REDUNDANCY_LABEL = METRICS["absorption.score"].label
 
 COLOURS = (
     "#0072b2",

@@ -1,20 +1,8 @@
-"use strict";
 // Legend: n a dictionary, by its place in the report; a point is [L0, FVU, error of L0, error of FVU].
 
-const at = id => document.getElementById(id);
 const data = JSON.parse(at("data").textContent);
 const all = data.dictionaries, hidden = new Set();
 const HEIGHT = 270, LEFT = 64, RIGHT = 14, TOP = 10, BOTTOM = 42;
-const SVG = "http://www.w3.org/2000/svg";
-
-const make = (tag, attributes, ...children) => filled(document.createElement(tag), attributes, children);
-const draw = (tag, attributes, ...children) => filled(document.createElementNS(SVG, tag), attributes, children);
-
-function filled(element, attributes = {}, children = []) {
-  for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 // Numbers
 
@@ -35,11 +23,6 @@ const shown = { number: even, count, percent };
 const signed = x => x > 0 ? `+${number(x)}` : number(x);
 
 // Looks
-
-function isDark() {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
 
 function colourOf(n) {
   const colour = data.colours[n % data.colours.length];
@@ -224,7 +207,7 @@ function showTradeOff() {
   const points = all.flatMap(each => [...each.parts, ...(each.point ? [each.point] : [])]);
   if (!points.length) return;
   const xs = [0, Math.max(...points.map(p => p[0] + (p[2] ?? 0)), 1e-9) * 1.08], ys = [0, Math.max(...points.map(p => p[1] + (p[3] ?? 0)), 1e-9) * 1.08];
-  const { x, y } = plane(svg, { xs, ys, labels: data.labels.tradeOff });
+  const { x, y, bottom } = plane(svg, { xs, ys, labels: data.labels.tradeOff }), taken = [];
   for (const n of found) {
     const { point, parts, name } = all[n], line = { stroke: colourOf(n), "stroke-width": 1.3, fill: "none" };
     if (parts.length) svg.append(draw("path", { d: pathOf(parts.map(p => [x(p[0]), y(p[1])])), "stroke-dasharray": dashOf(n), ...line }));
@@ -233,9 +216,32 @@ function showTradeOff() {
     if (l0Error !== null) svg.append(draw("path", { d: `M${x(l0 - l0Error)} ${y(fvu)}H${x(l0 + l0Error)}`, ...line }));
     if (fvuError !== null) svg.append(draw("path", { d: `M${x(l0)} ${y(fvu - fvuError)}V${y(fvu + fvuError)}`, ...line }));
     svg.append(marker(n, x(l0), y(fvu), 5.5, draw("title", {}, `${name}: L0 ${number(l0)}, FVU ${number(fvu)}`)));
-    const right = x(l0) > svg.clientWidth * 0.7;
-    svg.append(draw("text", { class: "label", x: x(l0) + (right ? -10 : 10), y: y(fvu) - 8, "text-anchor": right ? "end" : "start" }, short(name)));
+    const corners = parts.map(p => [x(p[0]), y(p[1])]);
+    taken.push(...corners.flatMap((to, i) => between(corners[i - 1] ?? to, to)), ...between([x(l0) - 4, y(fvu)], [x(l0) + 4, y(fvu)]));
   }
+  for (const n of found) taken.push(...label(svg, short(all[n].name), [x(all[n].point[0]), y(all[n].point[1])], taken, bottom));
+}
+
+// Names beside their points: where no point, no line and no other name is, or as few as can be
+
+function between([x0, y0], [x1, y1], step = 4) {  // dots along a line
+  const n = Math.max(1, Math.ceil(Math.hypot(x1 - x0, y1 - y0) / step));
+  return Array.from({ length: n + 1 }, (_, i) => [x0 + (x1 - x0) * i / n, y0 + (y1 - y0) * i / n]);
+}
+
+function label(svg, text, [x, y], taken, bottom) {
+  const name = svg.appendChild(draw("text", { class: "label" }, text)), width = name.getComputedTextLength(), tall = 12;
+  const places = [10, 24, 40, 58].flatMap(far => [[far, -far], [-far - width, -far], [far, 4], [-far - width, 4], [far, far + 8], [-far - width, far + 8], [-width / 2, -far - 2], [-width / 2, far + 10]]
+    .map(([right, down], order) => ({ left: Math.max(LEFT + 3, Math.min(svg.clientWidth - width - 3, x + right)), base: y + down, cost: far + order / 8 })));
+  for (const place of places) {
+    const { left, base } = place, isInside = base - tall > TOP && base + 3 < bottom;
+    place.cost += 1000 * !isInside + 25 * taken.filter(([a, b]) => a > left - 3 && a < left + width + 3 && b > base - tall - 1 && b < base + 5).length;
+  }
+  const { left, base } = places.reduce((best, each) => each.cost < best.cost ? each : best);
+  const nearest = [Math.max(left, Math.min(left + width, x)), Math.max(base - tall + 2, Math.min(base + 2, y))];
+  if (Math.hypot(nearest[0] - x, nearest[1] - y) > 16) svg.insertBefore(draw("path", { d: pathOf([[x, y], nearest]), class: "leader" }), name);
+  filled(name, { x: left.toFixed(1), y: base.toFixed(1) });
+  return [base - 8, base - 2, base + 2].flatMap(height => between([left, height], [left + width, height]));
 }
 
 const short = (text, most = 26) => [...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text;

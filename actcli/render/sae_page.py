@@ -28,26 +28,14 @@ from actcli.render.sae_figures_data import (
     prefix_points,
     whole_point,
 )
-from actcli.render.sae_page_words import FVU_WORDS, GROUPS, UPSTREAM, UPSTREAM_GROUP, Figure
-from actcli.reports.sae_eval import (
-    DictionaryReport,
-    EvaluationReport,
-    MetricDifference,
-    Percentiles,
-    UtilizationReport,
-)
+from actcli.render.sae_page_words import UPSTREAM_GROUP, typeset, upstream_metrics
+from actcli.reports.sae_eval import DictionaryReport, EvaluationReport, MetricDifference
+from actcli.reports.sae_glossary import FVU_DEFINITIONS, GROUPS, METRICS, Metric, value_at
+from actcli.reports.sae_metrics import UtilizationReport
+from actcli.reports.sae_weights import CosineReport, Percentiles
 
 _TITLE = "Evaluation of sparse dictionaries"
 _PARTS_WITH_ERRORS = ("reconstruction", "sparsity")
-_SPREADS = {
-    "max_decoder_cosine": "nearest decoder row, cosine",
-    "max_decoder_abs_cosine": "nearest decoder row, |cosine|",
-    "max_encoder_cosine": "nearest encoder column, cosine",
-    "encoder_decoder_cosine": "encoder with decoder, cosine",
-    "encoder_norm": "encoder norm",
-    "decoder_norm": "decoder norm",
-    "encoder_bias": "encoder bias",
-}
 
 
 def write_page(report: EvaluationReport, path: Path) -> None:
@@ -70,6 +58,17 @@ def sae_page(report: EvaluationReport) -> str:
         script=part_of_page("sae_page.js"),
         data=json_in_html(_page_data(report)),
     )
+
+
+def dead_words(found: UtilizationReport) -> str:
+    """Say how many features never fired, and what that allows to say of them."""
+    fired = f"{found.alive_count:,} of {found.total_features:,} features fired"
+    if not found.dead_count:
+        return f"{fired} on {found.n_tokens:,} tokens: none is dead."
+    one = found.dead_count == 1
+    never = "1 never did" if one else f"{found.dead_count:,} never did"
+    bound = f"{'its' if one else 'their'} density is below {100 * found.dead_density_bound:.2g} %"
+    return f"{fired}; {never} on {found.n_tokens:,} tokens: {bound}, with 95 % confidence."
 
 
 def _page_data(report: EvaluationReport) -> dict[str, Any]:
@@ -134,55 +133,57 @@ def _verdict(report: EvaluationReport) -> str:
 def _goes_by(report: EvaluationReport) -> str | None:
     """What winners in FVU go by, where it is not the row called so."""
     definition = report.dictionaries[0].reconstruction.fvu_definition
-    return None if definition == "standard" else FVU_WORDS.get(definition, definition)
+    return None if definition == "standard" else typeset(FVU_DEFINITIONS[definition].label)
 
 
 def _groups(report: EvaluationReport) -> Iterator[dict[str, Any]]:
-    for name, figures in GROUPS.items():
-        rows = [_row(each, report) for each in figures]
+    for name, metrics in GROUPS.items():
+        rows = [_row(each, report) for each in metrics]
         known = [row for row in rows if any(value is not None for value in row["values"])]
         if known:
             yield {"name": name, "rows": known}
     if report.upstream:
-        yield {"name": UPSTREAM_GROUP, "rows": [_upstream_row(each, report) for each in UPSTREAM]}
+        rows = [_upstream_row(each, report) for each in upstream_metrics()]
+        yield {"name": UPSTREAM_GROUP, "rows": rows}
 
 
-def _upstream_row(figure: Figure, report: EvaluationReport) -> dict[str, Any]:
-    part, _, field = figure.path.partition(".")
+def _upstream_row(metric: Metric, report: EvaluationReport) -> dict[str, Any]:
+    part, _, field = metric.path.partition(".")
     found = [report.upstream.get(each.sae.name, {}) for each in report.dictionaries]
     return {
-        **figure._asdict(),
-        "path": f"upstream.{figure.path}",
+        **_named(metric),
+        "path": f"upstream.{metric.path}",
         "winner": None,
         "values": [each.get(part, {}).get(field) for each in found],
         "errors": [None] * len(found),
     }
 
 
-def _row(figure: Figure, report: EvaluationReport) -> dict[str, Any]:
-    ranked = next((each for each in report.metrics if each.metric == figure.path), None)
+def _row(metric: Metric, report: EvaluationReport) -> dict[str, Any]:
+    ranked = next((each for each in report.metrics if each.metric == metric.path), None)
     winner = None if ranked is None else ranked.winner
-    values = [_value_at(each, figure.path) for each in report.dictionaries]
-    errors = [_error_of(each, figure.path) for each in report.dictionaries]
+    values = [value_at(each, metric.path) for each in report.dictionaries]
+    errors = [_error_of(each, metric.path) for each in report.dictionaries]
     return {
-        **figure._asdict(),
-        "better": figure.better if ranked is None else ranked.better,
+        **_named(metric),
         "winner": None if winner is None else _place(report, winner),
         "values": values,
         "errors": [None if v is None else e for v, e in zip(values, errors, strict=True)],
     }
 
 
+def _named(metric: Metric) -> dict[str, Any]:
+    return {
+        "path": metric.path,
+        "label": metric.label,
+        "words": typeset(metric.words),
+        "better": metric.better,
+        "kind": metric.kind,
+    }
+
+
 def _place(report: EvaluationReport, name: str) -> int:
     return [each.sae.name for each in report.dictionaries].index(name)
-
-
-def _value_at(report: DictionaryReport, path: str) -> float | None:
-    """The number at a path; None where a part of the report is missing."""
-    found: Any = report
-    for name in path.split("."):
-        found = None if found is None else getattr(found, name)
-    return None if found is None else float(found)
 
 
 def _error_of(report: DictionaryReport, path: str) -> float | None:
@@ -247,19 +248,8 @@ def _facts(report: DictionaryReport) -> dict[str, str]:
     return {name: escaped(each) for name, each in facts.items()}
 
 
-def dead_words(found: UtilizationReport) -> str:
-    """Say how many features never fired, and what that allows to say of them."""
-    fired = f"{found.alive_count:,} of {found.total_features:,} features fired"
-    if not found.dead_count:
-        return f"{fired} on {found.n_tokens:,} tokens: none is dead."
-    one = found.dead_count == 1
-    never = "1 never did" if one else f"{found.dead_count:,} never did"
-    bound = f"{'its' if one else 'their'} density is below {100 * found.dead_density_bound:.2g} %"
-    return f"{fired}; {never} on {found.n_tokens:,} tokens: {bound}, with 95 % confidence."
-
-
 def _spreads(report: DictionaryReport) -> Iterator[dict[str, Any]]:
-    for field, label in _SPREADS.items():
-        found: Percentiles | None = getattr(report.cosines, field)
-        if found is not None:
-            yield {"label": label, **found.model_dump()}
+    for field in CosineReport.model_fields:
+        found = getattr(report.cosines, field)
+        if isinstance(found, Percentiles):
+            yield {"label": METRICS[f"cosines.{field}.mean"].label, **found.model_dump()}

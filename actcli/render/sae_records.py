@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from actcli.render.sae_text import FVU_PATHS, INTERPRETATION
+from actcli.render.sae_text import INTERPRETATION
 from actcli.reports.sae_eval import DictionaryReport, EvaluationReport, MetricDifference
+from actcli.reports.sae_glossary import FVU_DEFINITIONS
 
 _FIRST_TWO = 2
 
@@ -36,7 +37,7 @@ def comparison(report: EvaluationReport) -> dict[str, Any]:
     """
     definition = report.dictionaries[0].reconstruction.fvu_definition
     figures = {
-        "fvu": FVU_PATHS[definition],
+        "fvu": FVU_DEFINITIONS[definition],
         "absorption": ("absorption.score", 1),
         "cosine_sim": ("reconstruction.cosine_similarity", 1),
     }

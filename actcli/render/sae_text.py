@@ -7,13 +7,10 @@ set for its own FVU, so each verdict stands beside the definition that it was gi
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from actcli.reports.sae_eval import (
-    DictionaryReport,
-    EvaluationReport,
-    MetricDifference,
-    ReconstructionReport,
-    TokenSet,
-)
+from actcli.reports.sae_eval import DictionaryReport, EvaluationReport, MetricDifference
+from actcli.reports.sae_glossary import FVU_DEFINITIONS, METRICS, value_at
+from actcli.reports.sae_metrics import ReconstructionReport
+from actcli.reports.sae_subject import TokenSet
 
 ABSORPTION_BOUNDS = (0.01, 0.05)
 DEAD_BOUNDS = (10.0, 30.0)
@@ -24,25 +21,6 @@ INTERPRETATION = (
     "features."
 )
 """What `comparison.json` of the Matryoshka program says under `summary`."""
-
-FVU_FORMULAS = {
-    "standard": "sum e^2 / sum (t - mean t)^2, all tokens",
-    "centered": "sum var(e) / sum var(t): a constant error does not count",
-    "legacy": "mean over tokens of |e|^2 / |t - mean t|^2",
-    "upstream": "sum e^2 / sum (t - m)^2, one mean m of all elements",
-    "about-zero": "sum e^2 / sum t^2",
-}
-"""What `--fvu-definition` chooses from."""
-
-
-FVU_PATHS = {
-    "standard": ("reconstruction.fvu", 1),
-    "centered": ("reconstruction.explained_variance_centered", -1),
-    "legacy": ("reconstruction.explained_variance_legacy", -1),
-    "upstream": ("reconstruction.fvu_scalar_mean", 1),
-    "about-zero": ("reconstruction.fvu_about_zero", 1),
-}
-"""Where the report has each of them, and whether as FVU or, with -1, as what is left of 1."""
 
 
 class Verdict(NamedTuple):
@@ -84,8 +62,8 @@ _IF_DEAD = ("revive dead features: another auxiliary loss, more of them in it, m
 
 def judged_fvu(reconstruction: ReconstructionReport) -> float | None:
     """Return the FVU by the definition that the report goes by."""
-    path, sign = FVU_PATHS[reconstruction.fvu_definition]
-    value: float | None = getattr(reconstruction, path.partition(".")[2])
+    path, sign = FVU_DEFINITIONS[reconstruction.fvu_definition]
+    value = value_at(reconstruction, path.partition(".")[2])
     return value if value is None or sign > 0 else 1 - value
 
 
@@ -138,6 +116,25 @@ def summary_text(report: EvaluationReport) -> str:
     return "\n".join(lines)
 
 
+def difference_line(difference: MetricDifference) -> str:
+    """Return who wins by how much: `ours - google = 0.03 ± 0.001, google is better`."""
+    d = difference
+    if d.difference is None:
+        return f"{d.first} - {d.second} is not defined"
+    error = "" if d.standard_error is None else f" ± {d.standard_error:.2g}"
+    end = ""
+    if d.better != "none":
+        end = ", a tie" if d.is_tie else f", {d.winner} is better"
+    return f"{d.first} - {d.second} = {d.difference:.4g}{error}{end}"
+
+
+def number(value: float | None) -> str:
+    """Return a figure with four digits; n/a for what is not defined."""
+    if value is None:
+        return "n/a"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
+
+
 def _dictionary_lines(report: DictionaryReport) -> Iterator[str]:
     sae, r = report.sae, report.reconstruction
     yield from _headed(f"{sae.name}: {sae.path}")
@@ -170,16 +167,22 @@ def _dictionary_lines(report: DictionaryReport) -> Iterator[str]:
 def _key_metrics(report: DictionaryReport) -> Iterator[str]:
     r, used, sparse = report.reconstruction, report.feature_utilization, report.sparsity
     absorption = report.absorption
-    fvu = f"{number(judged_fvu(r))}  {r.fvu_definition}: {FVU_FORMULAS[r.fvu_definition]}"
-    yield _row("FVU", fvu)
+    fvu = f"{number(judged_fvu(r))}  {r.fvu_definition}: {FVU_DEFINITIONS[r.fvu_definition].words}"
+    yield _row(METRICS["reconstruction.fvu"].label, fvu)
     pairs = f"|cosine| of decoder rows > {absorption.threshold:g}"
     score = number(absorption.score)
-    yield _row("Absorption", f"{score}  {absorption.unordered_pairs:,} pairs with {pairs}")
+    yield _row(
+        METRICS["absorption.score"].label,
+        f"{score}  {absorption.unordered_pairs:,} pairs with {pairs}",
+    )
     dead = f"{used.dead_count:,} / {used.total_features:,} ({used.dead_percentage:.1f} %)"
     bound = f"95 %: density below {used.dead_density_bound:.2g}"
     yield _row("Dead features", f"{dead}  {bound}")
     yield _row("L0", f"mean {sparse.mean_l0:.2f}, median {sparse.median_l0:g}")
-    yield _row("Cosine", f"{number(r.cosine_similarity)}  mean over tokens")
+    yield _row(
+        METRICS["reconstruction.cosine_similarity"].label,
+        f"{number(r.cosine_similarity)}  mean over tokens",
+    )
 
 
 def _comparison_lines(report: EvaluationReport) -> Iterator[str]:
@@ -189,25 +192,6 @@ def _comparison_lines(report: EvaluationReport) -> Iterator[str]:
         yield f"Not compared: {report.not_compared}"
     for each in report.differences:
         yield f"{each.label}: {difference_line(each)}"
-
-
-def difference_line(difference: MetricDifference) -> str:
-    """Return who wins by how much: `ours - google = 0.03 ± 0.001, google is better`."""
-    d = difference
-    if d.difference is None:
-        return f"{d.first} - {d.second} is not defined"
-    error = "" if d.standard_error is None else f" ± {d.standard_error:.2g}"
-    end = ""
-    if d.better != "none":
-        end = ", a tie" if d.is_tie else f", {d.winner} is better"
-    return f"{d.first} - {d.second} = {d.difference:.4g}{error}{end}"
-
-
-def number(value: float | None) -> str:
-    """Return a figure with four digits; n/a for what is not defined."""
-    if value is None:
-        return "n/a"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
 
 
 def _verdict(
@@ -222,7 +206,7 @@ def _judged(what: str, verdict: Verdict | None, bounds: Sequence[float], definit
 
 
 def _row(name: str, text: str) -> str:
-    return f"{name + ':':16}{text}"
+    return f"{name + ':':20}{text}"
 
 
 def _headed(title: str) -> Iterable[str]:

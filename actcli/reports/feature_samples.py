@@ -7,7 +7,7 @@ does not have it, and keys that are not known are passed over.
 from pydantic import BaseModel, ConfigDict
 
 from actcli.reports.base import Histogram, Report
-from actcli.reports.sae_eval import DictionaryDescription
+from actcli.reports.sae_subject import DictionaryDescription
 
 _TOLERANT = ConfigDict(
     use_attribute_docstrings=True, frozen=True, extra="ignore", allow_inf_nan=False

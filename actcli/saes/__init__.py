@@ -1,11 +1,7 @@
 """Sparse dictionaries: SAEs and transcoders, in whatever format they were published."""
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
 from types import ModuleType
-from typing import Any, TypeVar
-
-from torch import Tensor
 
 from actcli.errors import ModelError, UsageError, nearest
 from actcli.saes import (
@@ -48,8 +44,6 @@ FORMATS: tuple[ModuleType, ...] = (
 In the order in which they are looked for.
 """
 
-_T = TypeVar("_T")
-
 
 def open_dictionary(
     spec: str,
@@ -76,7 +70,7 @@ def open_dictionary(
     module = chosen or _matching(checkpoint)
     dictionary: Dictionary = module.load(checkpoint, options)
     called = name or short_name(spec)
-    return _moved(dictionary if called is None else dictionary.named(called), device)
+    return (dictionary if called is None else dictionary.named(called)).to(device)
 
 
 def _forced(name: str | None) -> ModuleType | None:
@@ -103,15 +97,3 @@ def _matching(checkpoint: Checkpoint) -> ModuleType:
 
 def _shown(keys: Sequence[str], most: int = 8) -> str:
     return ", ".join(sorted(keys)[:most]) + (", ..." if len(keys) > most else "")
-
-
-def _moved(thing: _T, device: str) -> _T:
-    """The same dataclass with every tensor in it on the device, in one piece."""
-    changes: dict[str, Any] = {}
-    for each in fields(thing):  # type: ignore[arg-type]
-        value = getattr(thing, each.name)
-        if isinstance(value, Tensor):
-            changes[each.name] = value.to(device).contiguous()
-        elif is_dataclass(value):
-            changes[each.name] = _moved(value, device)
-    return replace(thing, **changes) if changes else thing  # type: ignore[type-var]

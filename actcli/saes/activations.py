@@ -19,6 +19,10 @@ class Activation(Protocol):
         """Return the features (N, D), 0 where a feature is not active."""
         ...
 
+    def to(self, device: torch.device | str) -> "Activation":
+        """Return the same with its tensors on a device."""
+        ...
+
 
 class Elementwise(Activation, Protocol):
     """A non-linearity that looks at each feature by itself, and is 0 below some value."""
@@ -65,6 +69,12 @@ class Threshold:
             return self
         return replace(self, threshold_D=self.threshold_D[features_M])
 
+    def to(self, device: torch.device | str) -> "Threshold":
+        """Return the same on a device."""
+        if self.threshold_D is None:
+            return self
+        return replace(self, threshold_D=self.threshold_D.to(device))
+
 
 @dataclass(frozen=True)
 class Gated:
@@ -98,6 +108,14 @@ class Gated:
             self.magnitude_bias_D[features_M],
         )
 
+    def to(self, device: torch.device | str) -> "Gated":
+        """Return the same on a device."""
+        return Gated(
+            self.gate_bias_D.to(device),
+            self.log_scale_D.to(device),
+            self.magnitude_bias_D.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -120,6 +138,11 @@ class TopK:
         values_NK = pre_ND.gather(-1, index_NK)
         return index_NK, torch.relu(values_NK) if self.relu else values_NK
 
+    def to(self, device: torch.device | str) -> "TopK":
+        """Return itself: it has no tensors."""
+        del device
+        return self
+
 
 @dataclass(frozen=True)
 class GroupMax:
@@ -134,3 +157,8 @@ class GroupMax:
         kept_NKG = torch.zeros_like(groups_NKG)
         kept_NKG.scatter_(-1, best_NK1, groups_NKG.gather(-1, best_NK1))
         return kept_NKG.flatten(-2)
+
+    def to(self, device: torch.device | str) -> "GroupMax":
+        """Return itself: it has no tensors."""
+        del device
+        return self

@@ -22,6 +22,7 @@ from actcli.errors import ModelError, reason
 
 PICKLES = (".pt", ".pth", ".bin")
 SUFFIXES = (*PICKLES, ".safetensors", ".npz")
+_ZIP, _LFS_POINTER = b"PK\x03\x04", b"version https://git-lfs"
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _DAMAGED = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -81,6 +82,7 @@ class Checkpoint:
         Raises:
             ModelError: it is damaged, or cannot be opened without running its code.
         """
+        _check_whole(self.path)
         if self.path.suffix in PICKLES:
             return dict(_flat(_unpickled(self.path)))
         if self.path.suffix == ".npz":
@@ -106,6 +108,24 @@ class Checkpoint:
                 f"in {self.folder}; copy that file too"
             )
         return _read_config(path)
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what can be told from the outside to be no file of weights, or half of one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+        is_cut = start.startswith(_ZIP) and not zipfile.is_zipfile(path)
+    except OSError as error:
+        raise ModelError(f"cannot read the weights in {path}: {reason(error)}") from error
+    if not start:
+        raise ModelError(f"{path} is empty: copy or download it again")
+    if start == _LFS_POINTER:
+        raise ModelError(
+            f"{path} is a pointer of Git LFS, not the weights: fetch them with 'git lfs pull'"
+        )
+    if is_cut:
+        raise ModelError(f"{path} is truncated, its end is missing: copy or download it again")
 
 
 class _Arrays(Mapping[str, Any]):

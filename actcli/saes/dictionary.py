@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -114,6 +114,9 @@ class SparseActs(NamedTuple):
         )
 
 
+_Weights = TypeVar("_Weights", Tensor, Tensor | None)
+
+
 @dataclass(frozen=True)
 class Dictionary:
     """Weights and formulas of a dictionary; float32 on one device."""
@@ -191,6 +194,30 @@ class Dictionary:
         features_M = acts.features_M - first if first else acts.features_M
         return weighted_rows(acts.tokens_M, features_M, values_M, rows_DO, n_tokens=acts.n_tokens)
 
+    def to(self, device: torch.device | str) -> "Dictionary":
+        """Return the same dictionary on a device, its tensors in one piece.
+
+        A W_enc stored as (D, I) stays so, and is seen transposed: products are as fast, and the
+        prefilter needs no copy of its own.
+        """
+        turned = not self.W_enc_ID.is_contiguous() and self.W_enc_ID.T.is_contiguous()
+        W_enc_ID = _whole(self.W_enc_ID.T, device).T if turned else _whole(self.W_enc_ID, device)
+        return replace(
+            self,
+            W_enc_ID=W_enc_ID,
+            b_enc_D=_whole(self.b_enc_D, device),
+            W_dec_DO=_whole(self.W_dec_DO, device),
+            b_dec_O=_whole(self.b_dec_O, device),
+            activation=self.activation.to(device),
+            centre_I=_whole(self.centre_I, device),
+            scale_D=_whole(self.scale_D, device),
+            W_skip_IO=_whole(self.W_skip_IO, device),
+        )
+
     def named(self, name: str) -> "Dictionary":
         """Return the same dictionary under another name."""
         return replace(self, origin=replace(self.origin, name=name))
+
+
+def _whole(weights: _Weights, device: torch.device | str) -> _Weights:
+    return weights if weights is None else weights.to(device).contiguous()

@@ -119,12 +119,6 @@ def _activation(
     return Threshold(weights.threshold("threshold", n_features))
 
 
-def _is_untrained(activation: Activation) -> bool:
-    if not isinstance(activation, Threshold) or activation.threshold_D is None:
-        return False
-    return activation.threshold_D.ndim == 0 and bool(activation.threshold_D < 0)
-
-
 def _origin(
     checkpoint: Checkpoint, trainer: dict[str, Any], *, dtype: str, activation: Activation
 ) -> Origin:
@@ -142,3 +136,9 @@ def _origin(
         model=trainer.get("lm_name"),
         notes=(_UNTRAINED,) if _is_untrained(activation) else (),
     )
+
+
+def _is_untrained(activation: Activation) -> bool:
+    if not isinstance(activation, Threshold) or activation.threshold_D is None:
+        return False
+    return activation.threshold_D.ndim == 0 and bool(activation.threshold_D < 0)

@@ -118,11 +118,6 @@ class Weights:
         return f"{self.prefix}{key} in {self.checkpoint.path}"
 
 
-def _shape(sizes: tuple[int | None, ...] | torch.Size) -> str:
-    inside = ", ".join("any" if size is None else str(size) for size in sizes)
-    return f"({inside},)" if len(sizes) == 1 else f"({inside})"
-
-
 def check_k(k: object, *, n_features: int, where: str) -> int:
     """Return the k of a top-k.
 
@@ -132,3 +127,8 @@ def check_k(k: object, *, n_features: int, where: str) -> int:
     if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= n_features:
         return k
     raise ModelError(f"{where}: k is {k!r}; expected a whole number from 1 to {n_features}")
+
+
+def _shape(sizes: tuple[int | None, ...] | torch.Size) -> str:
+    inside = ", ".join("any" if size is None else str(size) for size in sizes)
+    return f"({inside},)" if len(sizes) == 1 else f"({inside})"

@@ -6,18 +6,14 @@ import math
 import pytest
 import torch
 
-from actcli.analysis.sae_compare import METRICS, Judged, compare
+from actcli.analysis.sae_compare import Judged, compare
 from actcli.analysis.sae_pass import Candidate, DictionaryPass
 from actcli.errors import UsageError
-from actcli.reports.sae_eval import (
-    AbsorptionReport,
-    CosineReport,
-    DictionaryDescription,
-    DictionaryReport,
-    LossReport,
-    Percentiles,
-    TokenSet,
-)
+from actcli.reports.sae_eval import DictionaryReport
+from actcli.reports.sae_glossary import METRICS, value_at
+from actcli.reports.sae_metrics import LossReport
+from actcli.reports.sae_subject import DictionaryDescription, TokenSet
+from actcli.reports.sae_weights import AbsorptionReport, CosineReport, Percentiles
 from tests.analysis.test_sae_pass import random_dictionary
 from tests.analysis.test_sae_pass_errors import _draw, _jackknife, _pair, _slow
 
@@ -211,8 +207,8 @@ def test_no_nan():
 def test_refusals():
     """Different targets and different tokens are not compared."""
     results = _evaluated(_pair())
-    sums = [each.sums for each in results]
     one = _report("one", results[0])
+    for changes in ({"y": "z"}, {"width": 10}):
         with pytest.raises(UsageError, match="different targets"):
             compare(judged([one, _report("two", results[1], **changes)], results))
     with pytest.raises(UsageError, match="different tokens"):
@@ -225,9 +221,9 @@ def test_refusals():
 def test_every_metric_is_there():
     """Each path leads somewhere, and those of the seed are among them."""
     report = _report("one", _evaluated(_pair())[0])
-    for metric in METRICS:
-        metric.of(report)
-    better = {each.path: each.better for each in METRICS}
+    for path in METRICS:
+        value_at(report, path)
+    better = {each.path: each.better for each in METRICS.values()}
     assert better["reconstruction.fvu"] == better["absorption.score"] == "lower"
     assert better["reconstruction.cosine_similarity"] == "higher"
     assert better["sparsity.mean_l0"] == "none"

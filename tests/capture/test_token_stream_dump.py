@@ -235,6 +235,30 @@ def test_flat_rows_with_the_ids_of_samples_are_of_these(tmp_path):
     assert stream.token_set().rules == ()
 
 
+@pytest.mark.parametrize(
+    ("rules", "option"),
+    [
+        (TokenRules(exclude_first=True), "--exclude-bos"),
+        (TokenRules(exclude_first=True, bos_ids=(BOS,)), "--exclude-bos"),
+        (TokenRules(exclude_positions=(0,)), "--exclude-positions"),
+        (TokenRules(exclude_positions=IntRanges.parse("0-3")), "--exclude-positions"),
+    ],
+)
+def test_rows_without_samples_have_no_positions_to_leave_out(tmp_path, rules, option):
+    path = write(tmp_path / "d.safetensors", {"x": torch.ones(64, 4)})
+    with pytest.raises(UsageError, match=f"{option} needs to know where samples begin"):
+        read(path, ["x"], rules)
+
+
+def test_rows_without_samples_lose_the_bos_by_its_id(tmp_path):
+    ids = torch.tensor([1, 5, 6, 1, 7, 8], dtype=torch.int32)
+    path = write(tmp_path / "d.safetensors", {"x": torch.ones(6, 4), "token_ids": ids})
+    _stream, _acts, _places, kept, _count = read(
+        path, ["x"], TokenRules(exclude_first=True, bos_ids=(BOS,))
+    )
+    assert list(kept) == [5, 6, 7, 8]
+
+
 def test_padding_on_the_left_does_not_count_as_positions(tmp_path):
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]], dtype=torch.uint8)
     x = torch.arange(16.0).view(2, 4, 2)

@@ -10,12 +10,10 @@ import torch
 
 from actcli.analysis.feature_samples import TopSamples
 from actcli.capture.token_stream import TokenBatch
+from actcli.commands.feature_reports import export_rich, page_samples, report_samples
 from actcli.commands.feature_samples import (
     SamplesOptions,
     check_samples_target,
-    export_rich,
-    page_samples,
-    report_samples,
     write_samples,
 )
 from actcli.commands.feature_texts import texts_of_tokens
@@ -233,7 +231,7 @@ def test_a_report_is_written_beside_the_samples(tmp_path):
     path = report_samples(tmp_path / "run", output=OUTPUT)
     assert path == tmp_path / "run" / "activation_samples" / "interpretability_report.md"
     assert "# Features of run" in path.read_text(encoding="utf-8")
-    with pytest.raises(DumpError, match="exists"):
+    with pytest.raises(DumpError, match="exists: --force replaces it"):
         report_samples(tmp_path / "run", output=OUTPUT)
     report_samples(tmp_path / "run", output=OUTPUT, force=True)
 

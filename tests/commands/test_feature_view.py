@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from actcli.commands.feature_view import browse_folders, terminal_ask, view_samples
+from actcli.commands.feature_browse import browse_folders
+from actcli.commands.feature_view import terminal_ask, view_samples
 from actcli.errors import SamplesError, UsageError
 from actcli.terminal.console import Output
+from tests.commands.sae_eval_runs import run
 from tests.render.feature_made import GOLDEN, write_ours, write_seed
 
 
@@ -56,6 +58,14 @@ def test_feature_0_is_one(tmp_path, capsys):
     )
     (path / "feature_00000_samples.json").write_text(text)
     assert viewed(path, capsys, features=(0,)).startswith("Feature 0\n")
+
+
+def test_the_command_asks_on(folder, monkeypatch):
+    asked = iter(["42", "q"])
+    monkeypatch.setattr(
+        "actcli.commands.feature_view.terminal_ask", lambda **_: lambda _: next(asked)
+    )
+    assert "Feature 42" in run("--view", folder)
 
 
 def test_a_list_of_the_strongest(folder, capsys):
@@ -189,6 +199,13 @@ def test_by_model_and_name(results, capsys):
 )
 def test_from_any_folder(results, capsys, start, expected):
     assert [each["name"] for each in browsed(results / start, capsys)] == expected
+
+
+def test_what_is_not_there_is_said(results):
+    with pytest.raises(UsageError, match="there is no layer 9"):
+        browse_folders(results, output=Output(), layer=9)
+    with pytest.raises(UsageError, match=r"no folder here says its layer: .*leave out --layer"):
+        browse_folders(results / "loose", output=Output(), layer=9)
 
 
 def test_a_table(results, capsys):

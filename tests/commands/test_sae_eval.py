@@ -45,12 +45,12 @@ def test_step_1_evaluates_a_matryoshka_run(tmp_path):
         assert mine["n_features"] == theirs["prefix"]
         assert mine["fvu"] == pytest.approx(theirs["fvu"], rel=1e-5)
     assert {path.name for path in folder.iterdir()} >= {"summary.txt", "l0.png", "prefixes.png"}
-    assert "FVU:            0.5860  standard" in (folder / "summary.txt").read_text()
+    assert "FVU:                0.5860  standard" in (folder / "summary.txt").read_text()
 
 
 def test_places_come_from_the_dictionary_itself(tmp_path):
     done = invoke("--checkpoint", MATRYOSHKA, "--from-dump", layered(tmp_path), "--no-files")
-    assert "by its own files: reads mlp_input.8, its target is mlp_out.8" in done.stderr
+    assert " reads mlp_input.8, its target is mlp_out.8" in done.stderr
     assert "0.5860 poor" in done.stdout
     assert "1,600 tokens in 8 samples" in done.stdout
 

@@ -45,6 +45,7 @@ from tests.commands.sae_eval_runs import (
         (("--view", "d", "--checkpoint", "a"), "--checkpoint has no effect with it"),
         (("--browse", "d", "--feature", "3"), "--feature has no effect with it"),
         (("--samples", "d", "--rich", "r.txt", "--checkpoint", "a"), "name ending in .jsonl"),
+        (("--samples", "d", "--rich", "r.jsonl"), "each afterwards, with --view d/NAME --rich"),
         (("--output", "a.png"), "expected a name ending in .json or .csv"),
         (("--map", "W_enc"), "expected NAME=KEY"),
         (("--check", "fvu"), "expected a metric, one of < <= > >=, and a number"),

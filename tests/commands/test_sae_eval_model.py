@@ -20,6 +20,9 @@ def test_alone_it_evaluates_and_compares_the_built_in_pair(tmp_path):
     mine, scope = found["facts-matryoshka"], found["facts-gemma-scope"]
     assert (mine["sae"]["x"], scope["sae"]["x"]) == ("mlp_input.4", "mlp_input_normed.4")
     assert mine["sae"]["y"] == scope["sae"]["y"] == "mlp_out.4"
+    assert [each["sae"]["path"] for each in (mine, scope)] == [
+        "demo://facts-matryoshka", "demo://facts-gemma-scope",
+    ]  # fmt: skip
     for each in (mine, scope):
         assert each["reconstruction"]["fvu"] < 0.05
         assert each["loss"]["kl_recovered"] > 0.8
@@ -29,6 +32,9 @@ def test_alone_it_evaluates_and_compares_the_built_in_pair(tmp_path):
         "comparison.json", "facts-matryoshka_metrics.json", "facts-gemma-scope_metrics.json",
         "summary.txt", "l0.png", "density.png", "fvu_l0.png", "prefixes.png", "page.html",
     }  # fmt: skip
+    again = invoke("--output-dir", folder)
+    assert again.exit_code == 1
+    assert "comparison.json exists: choose another --output-dir" in " ".join(again.stderr.split())
 
 
 def test_a_dump_of_the_model_gives_the_same_figures(tmp_path, monkeypatch):

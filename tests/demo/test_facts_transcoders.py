@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from actcli.demo.train_facts_transcoders import ASSETS
 from actcli.demo.transcoders import Weights
 from actcli.demo.transcoders_tokens import capture_tokens
 from actcli.demo.transcoders_train import Recipe
+from actcli.saes.activations import Threshold
+from actcli.saes.dictionary import Dictionary, Origin
 
 MATRYOSHKA, GEMMA_SCOPE = ASSETS / "facts-matryoshka", ASSETS / "facts-gemma-scope"
 MAX_BYTES = 3_000_000
@@ -75,7 +78,13 @@ def test_the_figures_are_those_of_the_definitions():
     weights = Weights(*(torch.randn(shape) for shape in shapes), threshold=torch.tensor(0.5))
     weights.b_enc_D[3] = -100
     x, y, is_bos = torch.randn(5000, 4), torch.randn(5000, 5) + 3, torch.arange(5000) % 7 == 0
-    found = measure_transcoder(weights, x, y, is_bos_N=is_bos, prefix_sizes=(2, 4))
+    dictionary = Dictionary(
+        Origin("made", Path("made"), "none", "relu", "float32"),
+        *weights[:4],
+        activation=Threshold(weights.threshold),
+        prefixes=(2, 6),
+    )
+    found = measure_transcoder(dictionary, x, y, is_bos_N=is_bos)
     keys = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     named = {key: value.double().numpy() for key, value in zip(keys, weights, strict=True)}
     acts, predicted = run_by_hand(named, x.double().numpy())
@@ -86,7 +95,7 @@ def test_the_figures_are_those_of_the_definitions():
     assert (found.n_dead, found.n_features, found.n_tokens) == (1, 6, 5000)
     first = acts[:, :2] @ named["W_dec"][:2] + named["b_dec"]
     assert found.prefixes[2] == pytest.approx(fvu_by_hand(y, first), rel=1e-5)
-    assert found.prefixes[6] == found.fvu
+    assert found.prefixes[6] == pytest.approx(found.fvu, rel=1e-5)
 
 
 def test_captured_tokens_are_what_they_are_called(fresh):

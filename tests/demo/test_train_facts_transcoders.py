@@ -106,6 +106,11 @@ def test_gemma_scope_is_written_in_its_format(made):
     }
     assert {value.dtype for value in arrays.values()} == {np.dtype(np.float32)}
     assert path.parts[-4:-2] == ("layer_4", "width_0k")
+    assert json.loads((path.parent / "config.json").read_text()) == {
+        "model_name": "demo://facts",
+        "hf_hook_point_in": "blocks.4.ln2.hook_normalized",
+        "hf_hook_point_out": "blocks.4.hook_mlp_out",
+    }
     card = (made / "facts-gemma-scope" / "README.md").read_text()
     [line] = [line for line in card.splitlines() if line.startswith("| Mean L0")]
     mean_l0 = float(line.split("|")[2])
@@ -126,7 +131,8 @@ def test_folded_weights_are_the_transcoder_on_scaled_activations(train, tokens):
     acts = torch.where(h > trained.learner.threshold, h, 0)
     predicted = transcoder.decode(acts) * scales.y
     assert torch.allclose(trained.weights.acts(x), acts, atol=2e-4)
-    assert torch.allclose(trained.weights.decode(trained.weights.acts(x)), predicted, atol=2e-4)
+    stored = trained.weights.acts(x) @ trained.weights.W_dec_DO + trained.weights.b_dec_O
+    assert torch.allclose(stored, predicted, atol=2e-4)
 
 
 def test_the_threshold_follows_the_smallest_activation_kept():

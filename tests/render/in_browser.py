@@ -9,6 +9,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 from selenium.webdriver import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.select import Select  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MARKS = [
@@ -47,6 +48,11 @@ def find_all(page, selector):
 
 def press(page, *keys):
     ActionChains(page).send_keys(*keys).perform()
+
+
+def wait_for(page, condition):
+    """Wait until an expression of JavaScript holds."""
+    WebDriverWait(page, 10).until(lambda _: page.execute_script(f"return {condition}"))
 
 
 def choose(page, name, value):

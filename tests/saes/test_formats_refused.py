@@ -66,6 +66,27 @@ def test_damaged_weights(tmp_path, name):
     refused(tmp_path / name, f"cannot read the weights in .*{name}")
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.npz", "a.pt"])
+def test_empty_files_and_pointers_to_files(tmp_path, name):
+    (tmp_path / name).touch()
+    refused(tmp_path / name, f"{name} is empty: copy or download it again")
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    refused(tmp_path / name, f"{name} is a pointer of Git LFS, not the weights")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.pt"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_half_a_file_of_torch_or_numpy(tmp_path, name, share):
+    path = tmp_path / name
+    if name == "a.pt":
+        torch.save(state(), path)
+    else:
+        np.savez(path, **{key: value.numpy() for key, value in state().items()})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refused(path, f"{name} is truncated, its end is missing: copy or download it again")
+
+
 def test_truncated_weights(tmp_path):
     folder = saelens(tmp_path)
     file = folder / "sae_weights.safetensors"
