@@ -75,7 +75,8 @@ class SaeEvalConfig(
     """Cut samples that have more tokens; else those too long for the model are refused."""
 
     batch_tokens: Annotated[PositiveInt, Cli(panel=MODEL_PANEL)] = 2048
-    """Tokens in one forward pass of the model, padding included; no figure changes with it."""
+    """Tokens in one forward pass of the model, padding included; figures change with it by the
+    model's own rounding alone."""
 
     output_dir: Annotated[Path | None, Cli(aliases=("--output_dir",), panel=OUTPUT_PANEL)] = None
     """Folder for metrics.json or comparison.json, summary.txt, plots and a page;
@@ -210,7 +211,8 @@ class SaeEvalConfig(
             told |= {"checkpoint": builtin.DICTIONARIES, "loss": self.compat is None}
         of_demo = all(map(builtin.is_builtin, self.checkpoint)) and self.google_dir is None
         if self.init is None and self.from_dump is None and of_demo:
-            told["init"] = builtin.TEXT_MODEL
+            # In bfloat16, as it is stored, rounding is a good part of what its loss differs by.
+            told |= {"init": builtin.TEXT_MODEL, "model_dtype": self.model_dtype or "fp32"}
         return self.model_copy(update=told)
 
 

@@ -25,8 +25,20 @@ def losses(setup: "SaeSetup", output: Output) -> "list[LossResult | None]":
     """
     from actcli.analysis.loss_recovered import measure_losses
 
+    _note_rounding(setup, output)
     with output.progress(setup.stream.n_tokens, "replacing activations") as advance:
         return measure_losses(_batches(setup, advance), n_dictionaries=len(setup.dictionaries))
+
+
+def _note_rounding(setup: "SaeSetup", output: Output) -> None:
+    if not isinstance(setup.source, ModelSource):
+        return
+    dtype = next(setup.source.adapter.net.parameters()).dtype
+    if dtype.itemsize < 4:
+        output.note(
+            f"the model computes in {str(dtype).removeprefix('torch.')}: small differences of its "
+            f"loss are its own rounding; --model-dtype fp32 is without"
+        )
 
 
 def _batches(setup: "SaeSetup", advance: Callable[[int], None]) -> "Iterator[LogitsBatch]":

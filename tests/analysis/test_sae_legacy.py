@@ -115,3 +115,19 @@ def test_what_is_kept(batch):
     assert t_SO[:, 2].tolist() == scales_S.tolist() == numbers_S.tolist()
     assert (samples_S // clusters.width == numbers_S // OF_SAMPLE // clusters.width).all()
     assert held.keeps(np.arange(60000)).nonzero()[0].tolist() == numbers_S.tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e9])
+def test_targets_of_any_size(scale):
+    """Squares of ratios may be beyond float32; the figure and its error are not."""
+    y_NO, samples_N = _targets("random")
+    y_NO = y_NO[:300] * scale
+    dictionary = random_dictionary(d_in=WIDTH, width=WIDTH, seed=4)
+    own = DictionaryPass([Candidate(dictionary, "x", "y")], keep_acts=False)
+    x_NI = torch.randn(300, WIDTH)
+    own.add({"x": x_NI, "y": y_NO}, samples_N[:300])
+    found = own.results()[0].reconstruction
+    t_NO, r_NO = y_NO.double().numpy(), slow_features(dictionary, x_NI)[1]
+    ratios_N = ((t_NO - r_NO) ** 2).sum(1) / ((t_NO - t_NO.mean(0)) ** 2).sum(1)
+    assert 1 - getattr(found, NAME) == pytest.approx(ratios_N.mean(), rel=1e-5)
+    assert found.standard_errors[NAME] is not None
