@@ -210,7 +210,7 @@ def check_finite(
         f"{source}: {key!r} is {value} at sample {int(batch.samples_N[first])}, position "
         f"{int(batch.positions_N[first])}, dimension {dimension} ({len(bad_N)} such tokens among "
         f"those read with it), expected finite numbers: capture it again, in float32 if it was "
-        f"float16, or leave such tokens out"
+        f"float16"
     )
 
 

@@ -56,6 +56,7 @@ def sae_page(report: EvaluationReport) -> str:
         title=html.escape(title),
         style=part_of_page("sae_page.css"),
         script=part_of_page("sae_page.js"),
+        charts=part_of_page("sae_page_charts.js"),
         data=json_in_html(_page_data(report)),
     )
 

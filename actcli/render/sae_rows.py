@@ -82,7 +82,7 @@ def _fvu_rows(first: DictionaryReport) -> Iterator[Row]:
         ),
     )
     if name != "standard":
-        yield _row("reconstruction.fvu")._replace(label="FVU (standard)")
+        yield _row("reconstruction.fvu")
 
 
 def _sparsity_rows() -> Iterator[Row]:

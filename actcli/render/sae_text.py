@@ -168,7 +168,7 @@ def _key_metrics(report: DictionaryReport) -> Iterator[str]:
     r, used, sparse = report.reconstruction, report.feature_utilization, report.sparsity
     absorption = report.absorption
     fvu = f"{number(judged_fvu(r))}  {r.fvu_definition}: {FVU_DEFINITIONS[r.fvu_definition].words}"
-    yield _row(METRICS["reconstruction.fvu"].label, fvu)
+    yield _row("FVU", fvu)
     pairs = f"|cosine| of decoder rows > {absorption.threshold:g}"
     score = number(absorption.score)
     yield _row(

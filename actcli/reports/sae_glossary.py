@@ -76,7 +76,7 @@ def value_at(report: BaseModel, path: str) -> float | None:
 _RECONSTRUCTION = (
     Metric(
         "reconstruction.fvu",
-        "FVU",
+        "FVU (standard)",
         "sum e^2 / sum (t - mean t)^2, the mean of each dimension",
         "lower",
         is_compared=True,
