@@ -42,7 +42,8 @@ def test_a_dump_of_the_model_gives_the_same_figures(tmp_path, monkeypatch):
     dumped = CliRunner().invoke(
         app,
         ["dump", "--init", "demo://facts", "--text", "demo://facts-text", "-n", "30", "--device",
-         "cpu", "--model-dtype", "fp32", "--outputs", "mlp_input,mlp_out", "--layers", "3-5", "-o", "acts.safetensors"],
+         "cpu", "--model-dtype", "fp32", "--outputs", "mlp_input,mlp_out", "--layers", "3-5",
+         "-o", "acts.safetensors"],
     )  # fmt: skip
     assert dumped.exit_code == 0, dumped.stderr
     words = ("--checkpoint", "demo://facts-matryoshka", "--exclude-bos")

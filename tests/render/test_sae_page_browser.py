@@ -59,7 +59,7 @@ def test_differences_of_the_chosen_pair(page):
     assert len(find_all(page, "#versus option")) == 10
     choose(page, "versus", '["google","topk"]')
     row = find(page, "#differences tbody tr").text.split()
-    assert row == ["FVU (standard)", "+0.12", "±", "0.01", "topk"]
+    assert row == ["FVU", "(standard)", "+0.12", "±", "0.01", "topk"]
     clear = find(page, "#differences rect.clear")
     assert float(clear.get_attribute("width")) == pytest.approx(74)  # 12 errors: all of 8
     gone = texts(page, "#differences tbody tr")[3]
