@@ -13,7 +13,8 @@ against them. What differs from the report, all as coded there:
 - No feature is ever dead: the counter is not stored with the weights, and nothing raises it.
 - Absorption counts ordered pairs, and of more than 8192 features a random 8192. There the draw is
   another one on each run; here it is seeded, so that two runs agree.
-- All is computed in one dtype, bfloat16 unless that program is told otherwise.
+- All is computed in one dtype: there bfloat16 unless it is told otherwise, by the command here that
+  of the stored weights.
 
 A number that is not defined, like the spread of a single token, is None, where there it is NaN.
 

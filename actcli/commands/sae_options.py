@@ -172,7 +172,8 @@ class MetricOptions(CommandConfig):
 
     compat: Annotated[Literal["upstream"] | None, Cli(panel=METRICS_PANEL)] = None
     """upstream: files and figures as the Matryoshka program computes them: values of batches
-    averaged, a scalar mean in the FVU, cosine of whole batches, no dead features."""
+    averaged, a scalar mean in the FVU, cosine of whole batches, no dead features, all in the dtype
+    of the stored weights."""
 
     check: Annotated[Repeated[str], Cli(panel=METRICS_PANEL, metavar="<metric<value>")] = ()
     """End with exit status 3 unless this holds for every dictionary: 'fvu<0.3' or any other number

@@ -138,10 +138,15 @@ def _pass(setup: SaeSetup, tops: "list[TopSamples]", output: Output) -> _Seen:
 def _upstream(setup: SaeSetup) -> "list[UpstreamPass]":
     if setup.config.compat is None:
         return []
+    import torch
+
     from actcli.analysis.sae_upstream import UpstreamPass
 
     batch_tokens = setup.config.seed_batch
-    return [UpstreamPass(each, batch_tokens=batch_tokens) for each in setup.dictionaries]
+    return [
+        UpstreamPass(each, batch_tokens=batch_tokens, dtype=getattr(torch, each.origin.dtype))
+        for each in setup.dictionaries
+    ]
 
 
 def _add_upstream(setup: SaeSetup, upstream: "Sequence[UpstreamPass]", batch: "TokenBatch") -> None:

@@ -132,9 +132,8 @@ def test_compat_upstream_gives_the_numbers_of_that_program(case, tmp_path):
     found = json.loads((folder / "metrics.json").read_text())
     expected = golden(f"upstream_{case}")["upstream"]["evaluate_model_on_batches_8x200"]
     assert {group: set(keys) for group, keys in found.items()} == SEED_KEYS
-    rel = 2e-2 if case == "bf16" else 1e-5
     for group, figures in expected.items():
-        assert found[group] == pytest.approx(figures, rel=rel), group
+        assert found[group] == pytest.approx(figures, rel=1e-5), group
 
 
 def test_compat_upstream_compares_as_that_program_does(tmp_path):
