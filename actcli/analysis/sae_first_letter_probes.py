@@ -169,8 +169,8 @@ def _minimise(loss: Callable[[], Tensor], weights: Tensor) -> None:
     def closure() -> float:
         optimiser.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()  # type: ignore[no-untyped-call]  # not typed upstream
         return float(value.detach())
 
     with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)  # type: ignore[no-untyped-call]  # not typed upstream

@@ -20,7 +20,7 @@ from actcli.capture.engine import CaptureEngine
 from actcli.capture.plan import make_plan
 from actcli.errors import DumpError
 from actcli.models.adapter import ModelAdapter
-from actcli.samples.batching import plan_batches
+from actcli.samples.batching import every_length, plan_batches
 from actcli.samples.given_tokens import GivenTokens
 from actcli.samples.source import Rows, SampleSource
 from actcli.samples.token_rows import PADDING
@@ -73,15 +73,8 @@ def run_model(
         captured.wait()
         tokens_BT = captured.samples.inputs["tokens"]
         rows = captured.rows_of_samples
-        yield CapturedTexts(rows, tokens_BT, _lengths(samples, rows), captured.rows)
+        yield CapturedTexts(rows, tokens_BT, every_length(samples, rows), captured.rows)
         captured.release()
-
-
-def _lengths(samples: SampleSource, rows: Rows) -> NDArray[np.int64]:
-    if samples.lengths is None:
-        return np.full(len(rows), samples.n_tokens, dtype=np.int64)
-    lengths_B: NDArray[np.int64] = samples.lengths[np.asarray(rows)]
-    return lengths_B
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from actcli.capture.token_stream_count import Piece, TokenBatch, TokenCount
 from actcli.errors import CaptureError, UsageError, nearest
 from actcli.models.adapter import ModelAdapter
 from actcli.reports.sae_subject import TokenSet
-from actcli.samples.batching import batch_lengths, count_tokens, plan_batches
+from actcli.samples.batching import count_tokens, every_length, plan_batches
 from actcli.samples.source import SampleBatch, SampleSource
 from actcli.samples.token_rows import PADDING
 from actcli.sites import MODULE_PREFIX, SITES, find_site
@@ -199,9 +199,7 @@ def batch_places(samples: SampleSource, batch: SampleBatch) -> Places:
     """Describe the places of a batch, padding included."""
     rows_B = np.asarray(batch.rows, dtype=np.int64)
     width = batch.inputs["tokens"].shape[1]
-    lengths_B = batch_lengths(samples, batch.rows)
-    if lengths_B is None:
-        lengths_B = np.full(len(rows_B), width, dtype=np.int64)
+    lengths_B = every_length(samples, batch.rows)
     positions_P = np.tile(np.arange(width), len(rows_B))
     lengths_P = np.repeat(lengths_B, width)
     ids_BT = batch.stored.get(_TOKEN_IDS)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actcli.commands.sae_describe import describe_dictionary
 from actcli.commands.sae_files import file_names
 from actcli.errors import UsageError
 from actcli.terminal.console import Output
@@ -13,15 +12,22 @@ if TYPE_CHECKING:
     from actcli.analysis.feature_samples import TopSamples
     from actcli.commands.sae_eval import SaeEvalConfig
     from actcli.commands.sae_setup import SaeSetup
+    from actcli.reports.sae_subject import DictionaryDescription
     from actcli.saes.dictionary import Dictionary
 
 
-def write_all_samples(setup: "SaeSetup", tops: "list[TopSamples]", output: Output) -> list[str]:
+def write_all_samples(
+    setup: "SaeSetup",
+    tops: "Sequence[TopSamples]",
+    described: "Sequence[DictionaryDescription]",
+    output: Output,
+) -> list[str]:
     """Write the samples of each dictionary; of several into a folder each.
 
     Args:
         setup: what was evaluated.
         tops: what the pass collected, by dictionary.
+        described: which dictionary each is.
         output: where it is told.
 
     Returns:
@@ -49,7 +55,7 @@ def write_all_samples(setup: "SaeSetup", tops: "list[TopSamples]", output: Outpu
             tokenizer=setup.source.tokenizer,
             options=options,
             similar=_similar(dictionary),
-            description=describe_dictionary(setup, index),
+            description=described[index],
             force=config.force,
         )
     written = [str(each) for each in folders]

@@ -50,7 +50,7 @@ def run(config: "SaeEvalConfig", output: Output) -> None:
         for warning in report.warnings:
             output.warn(warning)
         files = list(map(str, targets.write(report, found.upstream)))
-        files += _write_samples(setup, tops, output)
+        files += _write_samples(setup, tops, report, output)
     output.print_report(report, partial(sae_tables, files=files))
     problems = [*failures(checks, report.dictionaries)]
     if problems:
@@ -69,12 +69,15 @@ def _tops(setup: SaeSetup) -> "list[TopSamples]":
     return [TopSamples(each.n_features, most=most) for each in setup.dictionaries]
 
 
-def _write_samples(setup: SaeSetup, tops: "list[TopSamples]", output: Output) -> list[str]:
+def _write_samples(
+    setup: SaeSetup, tops: "list[TopSamples]", report: "EvaluationReport", output: Output
+) -> list[str]:
     if not tops:
         return []
     from actcli.commands.sae_features import write_all_samples
 
-    return write_all_samples(setup, tops, output)
+    described = [each.sae for each in report.dictionaries]
+    return write_all_samples(setup, tops, described, output)
 
 
 def _read(setup: SaeSetup, tops: "list[TopSamples]", output: Output) -> Found:
@@ -96,8 +99,8 @@ class _Seen(NamedTuple):
 
     results: "list[PassResult]"
     upstream: dict[str, dict[str, Any]]
-    squares: "list[MeanSquares]"
-    """Of the inputs, by dictionary."""
+    squares: "dict[str, MeanSquares]"
+    """Of the inputs, by key."""
 
 
 def _input_warnings(setup: SaeSetup, index: int, seen: _Seen) -> tuple[str, ...]:
@@ -106,7 +109,7 @@ def _input_warnings(setup: SaeSetup, index: int, seen: _Seen) -> tuple[str, ...]
 
     dictionary, keys, places = setup.dictionaries[index], setup.keys[index], setup.stream.places
     found = place_warnings(dictionary, x=places[keys.x], y=places[keys.y])
-    gain = seen.squares[index].warning(dictionary)
+    gain = seen.squares[keys.x].warning(dictionary)
     return found if gain is None else (*found, gain)
 
 
@@ -121,14 +124,14 @@ def _pass(setup: SaeSetup, tops: "list[TopSamples]", output: Output) -> _Seen:
         dense_threshold=setup.config.dense_threshold,
         keep_acts=bool(tops),
     )
-    upstream, squares = _upstream(setup), [MeanSquares(keys.x) for keys in setup.keys]
+    upstream, squares = _upstream(setup), {keys.x: MeanSquares(keys.x) for keys in setup.keys}
     with output.progress(setup.stream.n_tokens, "reading tokens") as advance:
         for batch in setup.stream.batches():
             acts = passes.add(batch.acts, batch.samples_N)
             for top, active in zip(tops, acts, strict=False):
                 top.add(active, batch.samples_N, batch.positions_N)
-            for square in squares:
-                square.add(batch.acts[square.key])
+            for key, square in squares.items():
+                square.add(batch.acts[key])
             _add_upstream(setup, upstream, batch)
             advance(len(batch.samples_N))
     figures = {name: each.metrics() for name, each in zip(setup.names, upstream, strict=False)}

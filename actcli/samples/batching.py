@@ -57,6 +57,14 @@ def batch_lengths(samples: SampleSource, rows: Rows) -> NDArray[np.int64] | None
     return None if samples.lengths is None else samples.lengths[as_index(rows)]
 
 
+def every_length(samples: SampleSource, rows: Rows) -> NDArray[np.int64]:
+    """Return the tokens of each sample of a batch, (B,), also where all have as many."""
+    lengths_B = batch_lengths(samples, rows)
+    if lengths_B is None:
+        return np.full(len(rows), samples.n_tokens, dtype=np.int64)
+    return lengths_B
+
+
 def measure_batches(samples: SampleSource, batches: Sequence[Rows]) -> list[BatchSize]:
     """Return how large each batch is."""
     lengths_N = samples.lengths

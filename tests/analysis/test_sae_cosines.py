@@ -417,8 +417,8 @@ def golden_decoder(name: str) -> torch.Tensor:
 
 
 def read_pt(path: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-    return found.get("state_dict", found.get("model_state_dict", found))  # type: ignore[return-value]
+    found = torch.load(path, weights_only=True, map_location="cpu")
+    return found.get("state_dict", found.get("model_state_dict", found))
 
 
 FAMILIES = {

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.bench.measure import alternate, median, print_table, spread
+from tests.bench.measure import alternate, held_mib, median, print_table, spread
 
 SHAPE = {
     "num_hidden_layers": 12,
@@ -106,7 +106,7 @@ def _command(options: argparse.Namespace, folder: str, arm: str) -> list[str]:
 
 def _run_arm(options: argparse.Namespace) -> None:
     read = _own(options) if options.arm.startswith("ours") else _other(options)
-    loaded = _held_mib()
+    loaded = held_mib()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, SHAPE["vocab_size"], (options.samples, TOKENS), generator=generator)
     with torch.inference_mode():
@@ -116,11 +116,6 @@ def _run_arm(options: argparse.Namespace) -> None:
         elapsed, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"elapsed_s": elapsed, "cpu_s": cpu, "added_mib": peak - loaded}))
-
-
-def _held_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def _other(options: argparse.Namespace) -> Read:

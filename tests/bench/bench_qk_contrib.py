@@ -15,17 +15,23 @@ its own, on one thread, that reports its time and how far its memory rose. Last 
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tests.bench.measure import alternate, median, print_table, spread
+from tests.bench.measure import (
+    alternate,
+    forget_peak,
+    held_mib,
+    median,
+    peak_mib,
+    print_table,
+    spread,
+)
 
 HEADS, WIDTH, COMPONENTS, WANTED = 6, 128, 512, 20
 KEYS = (24, 128, 512)
@@ -92,15 +98,15 @@ def _run_arm(way: str, n_keys: int) -> None:
     if way != "materialise":
         _Data(3).bounded()  # loads what loads once
         _Data(3).streamed()
-    _forget_peak()
-    held = _held_mib()
+    forget_peak()
+    held = held_mib()
     repeats, pairs = (5 if way == "bound" else 1), []
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
         pairs = find()
         times.append(time.perf_counter() - began)
-    added = _peak_mib() - held
+    added = peak_mib() - held
     print(json.dumps({"elapsed_s": median(times), "added_mib": added, "pairs": pairs}))
 
 
@@ -177,21 +183,6 @@ class _Data:
 
 def _pairs(index_N: Tensor) -> list[list[int]]:
     return torch.stack([index_N // COMPONENTS, index_N % COMPONENTS], dim=1).tolist()
-
-
-def _held_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text()
-    line = next(each for each in status.splitlines() if each.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

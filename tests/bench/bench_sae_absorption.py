@@ -15,16 +15,22 @@ other machines and for other thresholds, `nearest` the largest cosine of each ro
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tests.bench.measure import alternate, median, print_table, spread
+from tests.bench.measure import (
+    alternate,
+    forget_peak,
+    held_mib,
+    median,
+    peak_mib,
+    print_table,
+    spread,
+)
 
 FEATURES, WIDTH = 18_432, 2_304
 PLANTED, OPPOSITE = 60, 10
@@ -99,12 +105,12 @@ def _run_arm(name: str, n: int, *, is_spread: bool) -> None:
         torch.mm(rows, W_DO.T, out=strip[: len(rows)])
     product = time.perf_counter() - began
     del strip
-    _forget_peak()
-    held = _held_mib()
+    forget_peak()
+    held = held_mib()
     began = time.perf_counter()
     found = find()
     elapsed = time.perf_counter() - began
-    added = _peak_mib() - held
+    added = peak_mib() - held
     said = {"elapsed_s": elapsed, "product_s": product, "added_mib": added, "found": found}
     print(json.dumps(said))
 
@@ -145,21 +151,6 @@ def _rows(n: int, *, is_spread: bool) -> Tensor:
         cosine = -0.96 if number < OPPOSITE else 0.96
         W_DO[n - 1 - number] = cosine * row_O + (1 - cosine**2) ** 0.5 * other_O / other_O.norm()
     return W_DO.mul_(torch.rand(n, 1, generator=made).add_(0.1))
-
-
-def _held_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text()
-    line = next(each for each in status.splitlines() if each.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tests.bench.measure import alternate, median, print_table, spread
+from tests.bench.measure import alternate, held_mib, median, print_table, spread
 
 D_IN, N_FEATURES, L0 = 2304, 18_432, 96
 ARMS = ("product", "ours", "ours, float32")
@@ -87,7 +87,7 @@ def _run_arm(options: argparse.Namespace) -> None:
     W_ID = torch.randn(D_IN, N_FEATURES).div_(D_IN**0.5)
     W_DO = torch.randn(N_FEATURES, D_IN).div_(D_IN**0.5)
     x_NI, y_NO = torch.randn(options.tokens, D_IN), torch.randn(options.tokens, D_IN)
-    loaded = _held_mib()
+    loaded = held_mib()
     read, finish = (
         _product(W_ID)
         if options.arm == "product"
@@ -101,11 +101,6 @@ def _run_arm(options: argparse.Namespace) -> None:
     elapsed, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - loaded
     print(json.dumps({"elapsed_s": elapsed, "cpu_s": cpu, "added_mib": added, "said": said}))
-
-
-def _held_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def _product(W_ID: Tensor) -> tuple[Read, Finish]:

@@ -4,11 +4,13 @@ Machines are noisy and drift: only figures taken in turn, in one run, are compar
 """
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
 from time import perf_counter
 
@@ -70,6 +72,24 @@ def alternate(
             if number >= warm_up:
                 runs[name].append(finished)
     return runs
+
+
+def held_mib() -> float:
+    """Memory that this process holds now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / MIB
+
+
+def forget_peak() -> None:
+    """Let `peak_mib` count from now on (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """The most that this process has held since `forget_peak` (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    line = next(each for each in status.splitlines() if each.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def median(values: Sequence[float]) -> float:

@@ -57,3 +57,30 @@ def wait_for(page, condition):
 
 def choose(page, name, value):
     Select(find(page, f"#{name}")).select_by_value(str(value))
+
+
+def check_fits(page, selectors, *, widths):
+    """See that nothing is wider than the window, nor than the box it is in."""
+    try:
+        for width in widths:
+            page.set_window_size(width, 1000)
+            for selector in selectors:
+                box = find(page, selector)
+                wide, room = (
+                    int(box.get_property(f"{each}Width")) for each in ("scroll", "client")
+                )
+                assert wide <= room, (width, selector)
+    finally:
+        page.set_window_size(1280, 1000)
+
+
+def check_themes(page):
+    """See that the button switches, and that a dark system is followed."""
+    colour = lambda: find(page, "body").value_of_css_property("background-color")  # noqa: E731
+    light = colour()
+    find(page, "#theme").click()
+    assert (light, colour()) == ("rgba(247, 246, 243, 1)", "rgba(19, 20, 24, 1)")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [prefers("dark")]})
+    page.refresh()
+    assert colour() == "rgba(19, 20, 24, 1)"
+    assert find(page, "#theme").text == "Light theme"

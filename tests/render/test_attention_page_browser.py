@@ -17,7 +17,7 @@ from actcli.models import load_model
 from actcli.render.attention_page import attention_page
 from actcli.reports.attention import AttentionMaps
 from tests.golden import DUMPS, MODELS
-from tests.render.in_browser import MARKS, ActionChains, find, find_all, prefers, press
+from tests.render.in_browser import MARKS, ActionChains, check_fits, find, find_all, prefers, press
 
 pytestmark = MARKS
 SAMPLES = (0, 2, 5)
@@ -111,17 +111,7 @@ def test_opens_from_a_file_and_asks_the_network_for_nothing(page, maps):
 
 
 def test_nothing_is_wider_than_the_window(page):
-    try:
-        for width in (1280, 800):
-            page.set_window_size(width, 1000)
-            for selector in ("html", "#scroller", "#heads"):
-                box = find(page, selector)
-                wide, room = (
-                    int(box.get_property(f"{each}Width")) for each in ("scroll", "client")
-                )
-                assert wide <= room, (width, selector)
-    finally:
-        page.set_window_size(1280, 1000)
+    check_fits(page, ("html", "#scroller", "#heads"), widths=(1280, 800))
 
 
 def test_a_click_on_a_thumbnail_changes_the_picture(page):

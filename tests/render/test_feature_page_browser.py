@@ -9,7 +9,7 @@ from actcli.render.feature_files import open_folder
 from actcli.render.feature_page import feature_page
 from actcli.reports.feature_samples import FeatureSample
 from tests.render.feature_made import EVIL, GOLDEN, RECORDS, record, summary
-from tests.render.in_browser import MARKS, choose, find, find_all, prefers, press
+from tests.render.in_browser import MARKS, check_fits, check_themes, choose, find, find_all, press
 
 pytestmark = MARKS
 TITLE = "Features of <ours> & theirs"
@@ -213,24 +213,8 @@ def test_everything_that_has_the_focus_is_seen(page):
 
 
 def test_nothing_is_wider_than_the_window(page):
-    try:
-        for width in (1280, 700):
-            page.set_window_size(width, 1000)
-            for selector in ("html", "nav", "article"):
-                box = find(page, selector)
-                wide, room = (
-                    int(box.get_property(f"{each}Width")) for each in ("scroll", "client")
-                )
-                assert wide <= room, (width, selector)
-    finally:
-        page.set_window_size(1280, 1000)
+    check_fits(page, ("html", "nav", "article"), widths=(1280, 700))
 
 
 def test_dark_and_light(page):
-    colour = lambda: find(page, "body").value_of_css_property("background-color")  # noqa: E731
-    light = colour()
-    find(page, "#theme").click()
-    assert (light, colour()) == ("rgba(247, 246, 243, 1)", "rgba(19, 20, 24, 1)")
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [prefers("dark")]})
-    page.refresh()
-    assert find(page, "#theme").text == "Light theme"
+    check_themes(page)

@@ -7,7 +7,16 @@ from selenium.webdriver.common.keys import Keys
 
 from actcli.render.lens_grid import METRICS, followed, grid_of
 from actcli.render.lens_page import lens_page
-from tests.render.in_browser import MARKS, ActionChains, choose, find, find_all, prefers, press
+from tests.render.in_browser import (
+    MARKS,
+    ActionChains,
+    check_fits,
+    check_themes,
+    choose,
+    find,
+    find_all,
+    press,
+)
 from tests.render.test_lens_grid import CONTRAST, golden, two_streams
 from tests.render.test_lens_page import EVIL, lens_report, raw, text_of
 
@@ -237,25 +246,8 @@ def test_every_cell_says_what_it_is(page):
 
 
 def test_nothing_is_wider_than_the_window(page):
-    try:
-        for width in (1280, 800):
-            page.set_window_size(width, 1000)
-            for selector in ("html", "#top-k", "#cell"):
-                box = find(page, selector)
-                wide, room = (
-                    int(box.get_property(f"{each}Width")) for each in ("scroll", "client")
-                )
-                assert wide <= room, (width, selector)
-    finally:
-        page.set_window_size(1280, 1000)
+    check_fits(page, ("html", "#top-k", "#cell"), widths=(1280, 800))
 
 
 def test_dark_and_light(page):
-    colour = lambda: find(page, "body").value_of_css_property("background-color")  # noqa: E731
-    light = colour()
-    find(page, "#theme").click()
-    assert (light, colour()) == ("rgba(247, 246, 243, 1)", "rgba(19, 20, 24, 1)")
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [prefers("dark")]})
-    page.refresh()
-    assert colour() == "rgba(19, 20, 24, 1)"
-    assert find(page, "#theme").text == "Light theme"
+    check_themes(page)
